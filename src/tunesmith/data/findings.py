@@ -1,0 +1,58 @@
+"""Collects what is wrong with the data: all of it is counted, the first of each kind is kept and shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from tunesmith.errors import InputError, Problem
+
+SHOWN_PER_CODE = 20
+
+
+class Findings:
+    """Problems of rows; with `skip`, their rows go to `rejected` (a jsonl file) and the run goes on without them."""
+
+    def __init__(self, skip: bool = False, rejected: Path | None = None) -> None:
+        self.skip = skip
+        self.counts: dict[str, int] = {}
+        self.num_rejected = 0
+        self._problems: dict[str, list[Problem]] = {}
+        self._path = rejected
+        self._file: TextIO | None = None
+
+    def add(self, problem: Problem, row: dict[str, Any] | None = None) -> None:
+        """Notes a problem and, when rows are skipped, the row that has it."""
+        self.counts[problem.code] = self.counts.get(problem.code, 0) + 1
+        kept = self._problems.setdefault(problem.code, [])
+        if len(kept) < SHOWN_PER_CODE:
+            kept.append(problem)
+        if self.skip:
+            self.num_rejected += 1
+            self._write({**vars(problem), "row": row})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._path is None:
+            return
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
+        self._file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The problems kept, those of one code together."""
+        return [problem for kept in self._problems.values() for problem in kept]
+
+    def close(self) -> None:
+        """Ends the file of rejected rows."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def raise_if_any(self) -> None:
+        """Raises everything found as one InputError, unless bad rows are to be skipped."""
+        if self.counts and not self.skip:
+            self.close()
+            raise InputError.from_problems(self.problems, self.counts)

@@ -1,0 +1,97 @@
+"""Checks that need the whole data: labels, contradictions, rows on both sides of a split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.findings import Findings
+from tunesmith.data.rows import Rows
+from tunesmith.errors import Problem
+from tunesmith.registry import Task
+
+CONFLICT_FIX = "decide which is right; data.on_bad_row=skip leaves all of them out"
+
+
+def lint_labels(rows: Rows, task: Task, section: Any, findings: Findings) -> np.ndarray:
+    """Runs the task's own checks on every row; returns a mask [rows] of the good ones."""
+    good = np.ones(len(rows), dtype=bool)
+    for start, batch in rows.batches():
+        for offset, (code, problem, found, fix) in task.lint(section, batch):
+            good[start + offset] = False
+            row = {key: values[offset] for key, values in batch.items()}
+            findings.add(Problem(code, problem, f"{rows.origins[row['file']]}:{row['line']}", found, fix), row)
+    return good
+
+
+def text_hashes(rows: Rows) -> np.ndarray:
+    """A 64-bit hash [rows] of what the model reads in each row."""
+    return _hashes(rows, [name for name in ("text", "pair") if name in rows.dataset.column_names])
+
+
+def label_hashes(rows: Rows) -> np.ndarray:
+    """A 64-bit hash [rows] of each row's label cell."""
+    return _hashes(rows, ["label"])
+
+
+def _hashes(rows: Rows, names: Sequence[str]) -> np.ndarray:
+    hashes = np.empty(len(rows), dtype=np.uint64)
+    for start, batch in rows.batches():
+        for offset, values in enumerate(zip(*(batch[name] for name in names), strict=True)):
+            digest = hashlib.blake2b("\0".join(map(str, values)).encode("utf-8", "surrogatepass"), digest_size=8)
+            hashes[start + offset] = int.from_bytes(digest.digest(), "little")
+    return hashes
+
+
+def lint_contradictions(rows: Rows, texts: np.ndarray, findings: Findings) -> np.ndarray:
+    """Finds identical texts with different labels; returns a mask [rows] of the rows without that problem."""
+    good = np.ones(len(rows), dtype=bool)
+    if "label" not in rows.dataset.column_names or not len(rows):
+        return good
+    labels = label_hashes(rows)
+    order = np.argsort(texts, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(texts[order]) != 0, True])
+    for repeated in np.flatnonzero(np.diff(starts) > 1):
+        group = order[starts[repeated] : starts[repeated + 1]]
+        if len(np.unique(labels[group])) < 2:
+            continue
+        good[group] = False
+        shown = [rows.dataset[int(index)] for index in group[:5]]
+        found = "; ".join(f"{rows.origins[row['file']]}:{row['line']} says {', '.join(row['label'])}" for row in shown)
+        findings.add(
+            Problem("data.conflicting_labels", "the same text has different labels", rows.place(group[0]), found, CONFLICT_FIX), shown[0]
+        )
+        if findings.skip:
+            for index in group[1:]:
+                row = rows.dataset[int(index)]
+                findings.add(Problem("data.conflicting_labels", "the same text has different labels", rows.place(index), found), row)
+    return good
+
+
+def lint_leaks(train: Rows, train_texts: np.ndarray, other: Rows, other_texts: np.ndarray, findings: Findings) -> np.ndarray:
+    """Finds training rows whose text also stands in another split; returns a mask [training rows] of the others."""
+    leaking = np.isin(train_texts, other_texts)
+    if not leaking.any():
+        return ~leaking
+    first = {int(text): index for index, text in reversed(list(enumerate(other_texts)))}
+    for index in np.flatnonzero(leaking):
+        place = other.place(first[int(train_texts[index])])
+        findings.add(
+            Problem(
+                "data.leak",
+                f"a row of the {other.split} set also stands in the training set",
+                train.place(index),
+                f"the same text as {place}: {train.dataset[int(index)]['text'][:60]!r}",
+                "remove one of them; data.on_bad_row=skip leaves it out of the training set",
+            ),
+            train.dataset[int(index)] if findings.skip else None,
+        )
+    return ~leaking
+
+
+def num_duplicates(texts: np.ndarray) -> int:
+    """Rows whose text stands in an earlier row."""
+    return len(texts) - len(np.unique(texts))

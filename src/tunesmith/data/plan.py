@@ -1,0 +1,89 @@
+"""The order of training: which rows make each step, and how a step is cut into micro-batches with little padding.
+
+A pure function of lengths, sizes and seed. Nothing is communicated and nothing remembered, so a resumed run sees the same
+batches, and two processes see the halves of the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Step = list[np.ndarray]
+"""Row indices of each micro-batch of one optimizer step."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Steps of `rows_per_step` rows in the order of `seed` and epoch, each cut by length."""
+
+    lengths: np.ndarray
+    """Tokens of each row, [rows]."""
+    rows_per_step: int
+    tokens_per_micro_batch: int
+    """Upper bound on rows x longest row of a micro-batch (a single longer row stands alone)."""
+    seed: int
+    world_size: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.lengths) // self.rows_per_step)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All row indices, shuffled for this epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+
+    def drawn(self, epoch: int) -> list[np.ndarray]:
+        """The rows of each step of an epoch, over all processes."""
+        order = self.order(epoch)
+        return [order[start : start + self.rows_per_step] for start in range(0, len(order), self.rows_per_step)]
+
+    def batches(self, epoch: int, rank: int = 0) -> list[Step]:
+        """Every step of an epoch, as one process computes it."""
+        return [self.cut(rows[rank :: self.world_size]) for rows in self.drawn(epoch)]
+
+    def cut(self, rows: np.ndarray) -> Step:
+        """Rows sorted by length and cut where the micro-batch would exceed its tokens, or where padding would cost more than a pass."""
+        return [rows[part] for part in cut_by_length(self.lengths[rows], self.tokens_per_micro_batch)]
+
+
+def cut_by_length(
+    lengths: np.ndarray | Sequence[int], tokens_per_batch: int, rows_per_batch: int | None = None, pass_cost_tokens: int = 128
+) -> list[np.ndarray]:
+    """Indices into lengths, in batches of similar length, longest first.
+
+    Chooses the cuts that minimise padded tokens plus `pass_cost_tokens` for each batch (the fixed cost of a pass through the
+    model, in tokens), under the bound rows x longest <= tokens_per_batch.
+    """
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    if rows_per_batch is not None or len(order) > 4096:
+        return _cut_greedily(lengths, order, tokens_per_batch, rows_per_batch or len(order))
+    num = len(order)
+    ordered = lengths[order].astype(np.int64)
+    best = np.zeros(num + 1, dtype=np.int64)
+    cut_at = np.zeros(num + 1, dtype=np.int64)
+    for end in range(1, num + 1):
+        starts = np.arange(end)
+        sizes = (end - starts) * ordered[:end]
+        cost = best[:end] + sizes + pass_cost_tokens
+        cost[(sizes > tokens_per_batch) & (end - starts > 1)] = np.iinfo(np.int64).max
+        cut_at[end] = int(np.argmin(cost))
+        best[end] = cost[cut_at[end]]
+    parts = []
+    end = num
+    while end > 0:
+        parts.append(order[cut_at[end] : end])
+        end = int(cut_at[end])
+    return parts[::-1]
+
+
+def _cut_greedily(lengths: np.ndarray, order: np.ndarray, tokens_per_batch: int, rows_per_batch: int) -> list[np.ndarray]:
+    parts, start = [], 0
+    while start < len(order):
+        rows = min(rows_per_batch, max(int(tokens_per_batch // max(int(lengths[order[start]]), 1)), 1))
+        parts.append(order[start : start + rows])
+        start += rows
+    return parts

@@ -1,0 +1,287 @@
+"""Reads the sources of a spec into canonical rows: Arrow on disk, memory-mapped, every row with its file and line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.data.columns import assign_columns
+from tunesmith.data.findings import Findings
+from tunesmith.data.sniff import Dialect, sniff
+from tunesmith.data.sources import BadLine, RawRow, find_files, is_datasets_folder, open_dataset, read_rows
+from tunesmith.errors import InputError, Problem, did_you_mean
+from tunesmith.registry import Decision, Role
+from tunesmith.spec import DataSpec
+
+if TYPE_CHECKING:
+    import datasets
+
+SAMPLE_ROWS = 2000
+WRITE_ROWS = 2000
+MAX_LABEL_KINDS = 100_000
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One file (or dataset) of a split."""
+
+    name: str
+    """As shown in `name:line`."""
+    dialect: Dialect
+    rows: Callable[[], Iterator[RawRow | BadLine]]
+    fingerprint: str
+    """SHA-256 of the bytes, or what `datasets` calls the fingerprint."""
+    sample: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The sources of each split, looked at but not read: what the task and the columns are decided from."""
+
+    origins: dict[str, list[Origin]]
+    decisions: list[Decision]
+
+    @property
+    def names(self) -> list[str]:
+        """Columns of the training files, in order of appearance."""
+        return list(dict.fromkeys(name for origin in self.origins["train"] for name in origin.dialect.names))
+
+    @property
+    def sample(self) -> list[dict[str, Any]]:
+        """The first rows of the training files."""
+        share = max(SAMPLE_ROWS // len(self.origins["train"]), 50)
+        return [row for origin in self.origins["train"] for row in origin.sample[:share]]
+
+
+@dataclass
+class Rows:
+    """The canonical rows of one split: the columns of the task's roles, `file` (index into origins) and `line`."""
+
+    split: str
+    dataset: datasets.Dataset
+    origins: list[str]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def place(self, index: int) -> str:
+        """`file:line` of a row."""
+        row = self.dataset[int(index)]
+        return f"{self.origins[row['file']]}:{row['line']}"
+
+    def select(self, indices: Sequence[int], split: str | None = None) -> Rows:
+        """The rows at these indices."""
+        return Rows(split or self.split, self.dataset.select(indices), self.origins)
+
+    def batches(self, size: int = WRITE_ROWS) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+        """(index of the first row, columns of a batch) pairs."""
+        for start in range(0, len(self.dataset), size):
+            yield start, self.dataset[start : start + size]
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What the training rows hold, as far as decisions need it."""
+
+    num_rows: int
+    label_counts: Counter[tuple[str, ...]]
+    """How often each label cell stands; a cell is a list of one or more strings."""
+    label_kinds: frozenset[str]
+    """Types of label cells as they were read: str, int, float, bool, list."""
+    root: Path
+    pretrained_labels: tuple[str, ...] = ()
+    """Labels of the checkpoint that training starts from."""
+
+
+def open_sources(data: DataSpec) -> Opened:
+    """Looks at every source of the spec: files, formats, columns, a sample of rows."""
+    origins: dict[str, list[Origin]] = {}
+    for split in ("train", "validation", "test"):
+        source = getattr(data, split)
+        if isinstance(source, float) or (isinstance(source, str) and (source == "none" or source.endswith("%"))):
+            continue
+        origins[split] = _open_split(source, Path(data.root), data)
+    origins, decisions = _share_headers(origins)
+    for split_origins in origins.values():
+        for origin in split_origins:
+            decisions += [Decision(f"format of {origin.name}", origin.dialect.format, why) for why in origin.dialect.because]
+    return Opened(origins, decisions)
+
+
+def _open_split(source: str | list[str], root: Path, data: DataSpec) -> list[Origin]:
+    if isinstance(source, str) and (
+        source.startswith("hub:") or is_datasets_folder(root / source.rpartition("@")[0] if "@" in source else root / source)
+    ):
+        dataset = open_dataset(source, root)
+        names = tuple(dataset.column_names)
+
+        def rows() -> Iterator[RawRow | BadLine]:
+            return (RawRow(index + 1, row) for index, row in enumerate(dataset))
+
+        return [
+            Origin(
+                source, Dialect("datasets", names=names), rows, dataset._fingerprint, [dict(row) for row in islice(dataset, SAMPLE_ROWS)]
+            )
+        ]
+    return [_open_file(path, data) for path in find_files(source, root)]
+
+
+def _open_file(path: Path, data: DataSpec) -> Origin:
+    dialect = sniff(path, data)
+    read = [row.values for row in islice(read_rows(path, dialect, data), SAMPLE_ROWS) if isinstance(row, RawRow)]
+    names = dialect.names or tuple(dict.fromkeys(name for row in read for name in row))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    dialect = replace(dialect, names=names)
+    return Origin(path.name, dialect, lambda: read_rows(path, dialect, data), digest, read)
+
+
+def _share_headers(origins: dict[str, list[Origin]]) -> tuple[dict[str, list[Origin]], list[Decision]]:
+    """Gives files without a header the names of the one header that the other files agree on."""
+    files = [origin for split in origins.values() for origin in split if origin.dialect.format == "csv"]
+    headers = {origin.dialect.names for origin in files if origin.dialect.header}
+    if len(headers) != 1:
+        return origins, []
+    names = headers.pop()
+    decisions: list[Decision] = []
+
+    def renamed(origin: Origin) -> Origin:
+        dialect = origin.dialect
+        if dialect.format != "csv" or dialect.header or len(dialect.names) != len(names):
+            return origin
+        decisions.append(Decision(f"header of {origin.name}", "none", f"its columns take the names of the other files: {', '.join(names)}"))
+        new = dict(zip(dialect.names, names, strict=True))
+
+        def rows() -> Iterator[RawRow | BadLine]:
+            return (
+                RawRow(row.line, {new[key]: value for key, value in row.values.items()}) if isinstance(row, RawRow) else row
+                for row in origin.rows()
+            )
+
+        sample = [{new[key]: value for key, value in row.items()} for row in origin.sample]
+        return replace(origin, dialect=replace(dialect, names=names), rows=rows, sample=sample)
+
+    return {split: [renamed(origin) for origin in split_origins] for split, split_origins in origins.items()}, decisions
+
+
+def decide_columns(opened: Opened, data: DataSpec, roles: Sequence[Role]) -> tuple[dict[str, str], list[Decision]]:
+    """The column of each role, the same in every file.
+
+    Raises InputError when a file lacks one of them.
+    """
+    columns, decisions = assign_columns(opened.names, opened.sample, data, roles)
+    for origins in opened.origins.values():
+        for origin in origins:
+            missing = [column for column in columns.values() if column not in origin.dialect.names]
+            if missing:
+                raise InputError(
+                    "data.missing_column",
+                    f"the file has no column {missing[0]}",
+                    where=f"{origin.name}:1",
+                    found=f"columns {', '.join(origin.dialect.names)}",
+                    fix=did_you_mean(missing[0], origin.dialect.names) + " (data.columns and data.header say how columns are found)",
+                )
+    return columns, decisions
+
+
+def read_split(
+    split: str, origins: Sequence[Origin], columns: dict[str, str], roles: Sequence[Role], folder: Path, findings: Findings
+) -> Rows:
+    """Writes the canonical rows of a split to Arrow under `folder`; what is wrong with a row goes to `findings`."""
+    import datasets
+    import pyarrow as pa
+
+    used = [role for role in roles if role.name in columns]
+    fields = [pa.field(role.name, pa.string() if role.kind == "text" else pa.list_(pa.string())) for role in used]
+    schema = pa.schema([*fields, pa.field("file", pa.int32()), pa.field("line", pa.int64())])
+    path = folder / f"{split}.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        rows = _canonical_rows(origins, columns, used, findings)
+        while batch := list(islice(rows, WRITE_ROWS)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+    return Rows(split, datasets.Dataset.from_file(str(path)), [origin.name for origin in origins])
+
+
+def _canonical_rows(
+    origins: Sequence[Origin], columns: dict[str, str], roles: Sequence[Role], findings: Findings
+) -> Iterator[dict[str, Any]]:
+    for number, origin in enumerate(origins):
+        for raw in origin.rows():
+            if isinstance(raw, BadLine):
+                findings.add(raw.problem)
+                continue
+            row: dict[str, Any] = {"file": number, "line": raw.line}
+            problem = None
+            for role in roles:
+                value = raw.values.get(columns[role.name])
+                canonical, found = canonical_text(value) if role.kind == "text" else canonical_label(value)
+                if found is not None:
+                    code, message, fix = found
+                    where = f"{origin.name}:{raw.line}"
+                    problem = Problem(code, f"{message} (column {columns[role.name]})", where, repr(value)[:100], fix)
+                    break
+                row[role.name] = canonical
+            if problem is None:
+                yield row
+            else:
+                findings.add(problem, raw.values)
+
+
+Canonical = tuple[Any, tuple[str, str, str] | None]
+_SKIP = "correct the row, or data.on_bad_row=skip"
+
+
+def canonical_text(value: Any) -> Canonical:
+    """A text as it is, or (code, problem, fix)."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None, ("data.empty_text", "the row has no text", _SKIP)
+    if not isinstance(value, str):
+        return None, (
+            "data.column_type",
+            f"the text is a {type(value).__name__}",
+            "write it as a string, or name another column in data.columns",
+        )
+    return value, None
+
+
+def canonical_label(value: Any) -> Canonical:
+    """A label cell as a list of strings, or (code, problem, fix)."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None, ("data.empty_label", "the row has no label", _SKIP)
+    parts = list(value) if isinstance(value, (list, tuple)) else [value]
+    labels: list[str] = []
+    for part in parts:
+        if isinstance(part, bool):
+            labels.append("true" if part else "false")
+        elif isinstance(part, (str, int, float)):
+            labels.append(str(part))
+        else:
+            return None, ("data.column_type", f"a label is a {type(part).__name__}", "a label is a string, a number or a list of these")
+    return labels, None
+
+
+def row_facts(rows: Rows, opened: Opened, columns: dict[str, str], root: Path, pretrained_labels: tuple[str, ...]) -> RowFacts:
+    """Counts the labels of the training rows."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    if "label" in columns:
+        for _, batch in rows.batches():
+            counts.update(tuple(cell) for cell in batch["label"])
+            if len(counts) > MAX_LABEL_KINDS:
+                break
+    column = columns.get("label", "")
+    kinds = frozenset(_kind(row[column]) for row in opened.sample if row.get(column) is not None)
+    return RowFacts(len(rows), counts, kinds, root, pretrained_labels)
+
+
+def _kind(value: Any) -> str:
+    return "list" if isinstance(value, (list, tuple)) else type(value).__name__
+
+
+def data_fingerprint(opened: Opened) -> dict[str, list[dict[str, str]]]:
+    """Name and SHA-256 of every file, by split."""
+    return {split: [{"name": origin.name, "sha256": origin.fingerprint} for origin in origins] for split, origins in opened.origins.items()}

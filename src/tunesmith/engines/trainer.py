@@ -1,0 +1,251 @@
+"""`transformers.Trainer`, through one small subclass over documented overrides.
+
+A batch of its loader is one optimizer step of the plan, already cut into micro-batches; each micro-batch's loss is a sum over
+its rows divided by the weight of the whole step, so the gradient is that of the one big batch.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from tunesmith.data.collate import collate_rows
+from tunesmith.data.encode import Encoded
+from tunesmith.data.plan import BatchPlan, Step
+from tunesmith.engines.scoring import Scorer
+from tunesmith.errors import RunError
+from tunesmith.registry import Task
+from tunesmith.spec import RunSpec
+
+SHOWN_ROWS = 8
+
+
+@dataclass
+class Job:
+    """Every live object that training needs, and nothing else."""
+
+    spec: RunSpec
+    task: Task
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    plan: BatchPlan
+    train: Encoded
+    validation: Encoded | None
+    arguments: TrainingArguments
+    callbacks: list[TrainerCallback] = field(default_factory=list)
+    advance_evaluation: Callable[[int], None] = lambda rows: None
+
+    @property
+    def scorer(self) -> Scorer:
+        """What evaluates the model of this job."""
+        return Scorer(self.model, self.task, self.spec.task, int(self.tokenizer.pad_token_id), self.spec.train)
+
+    def step_batch(self, step: Step, rows: np.ndarray) -> dict[str, Any]:
+        """The micro-batches of one step of this process, and the weight of the step's `rows` over all processes."""
+        section, pad = self.spec.task, int(self.tokenizer.pad_token_id)
+        labels = self.train.dataset[[int(row) for row in rows]]["labels"]
+        micro_batches = [collate_rows(self.train, indices, self.task, section, pad) for indices in step]
+        return {"micro_batches": micro_batches, "rows": step, "weight": self.task.loss_weight(section, labels)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended."""
+
+    steps: int
+    seconds: float
+    train_loss: float
+    best_metric: float | None
+    best_checkpoint: str | None
+    stopped_by: str | None = None
+    """The signal that stopped it, if one did."""
+
+
+class StopRequest(TrainerCallback):
+    """Turns SIGINT and SIGTERM into a checkpoint at the end of the step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.signal is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listens for signals; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: Any) -> None:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            self.signal = signal.Signals(number).name
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Steps(Dataset[Any]):
+    """Hands each step of the plan to the collator whole."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitems__(self, numbered: list[Any]) -> list[Any]:
+        return numbered
+
+
+class _PlanSampler(Sampler[list[Any]]):
+    """The steps of an epoch, as this process computes them."""
+
+    def __init__(self, plan: BatchPlan, rank: int) -> None:
+        self.plan, self.rank, self.epoch = plan, rank, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose steps come next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for rows in self.plan.drawn(self.epoch):
+            yield [self.plan.cut(rows[self.rank :: self.plan.world_size]), rows]
+
+
+class _PlanLoader(DataLoader[Any]):
+    """A loader that tells its plan the epoch; left unprepared by accelerate, since the plan knows the processes."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose steps come next."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class PlannedTrainer(Trainer):  # type: ignore[misc]
+    """Trainer over a batch plan, with the task's loss and metrics."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        super().__init__(
+            model=job.model,
+            args=job.arguments,
+            train_dataset=job.train.dataset,
+            eval_dataset=job.validation.dataset if job.validation is not None else None,
+            processing_class=job.tokenizer,
+            compute_loss_func=self._loss,
+            callbacks=job.callbacks,
+        )
+        # The loss is the task's own, so the model need not know how many items a batch has.
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)
+
+    def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: float) -> torch.Tensor:
+        section = self.job.spec.task
+        return self.job.task.loss(section, outputs.logits, labels, self.args.label_smoothing_factor) / num_items_in_batch
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The steps of the plan."""
+        sampler = _PlanSampler(self.job.plan, self.args.process_index)
+        return _PlanLoader(_Steps(len(self.job.train)), batch_sampler=sampler, collate_fn=lambda numbered: self.job.step_batch(*numbered))
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of every micro-batch of one step; returns the step's loss."""
+        total = torch.zeros((), device=self.args.device)
+        last = len(inputs["micro_batches"]) - 1
+        for index, micro_batch in enumerate(inputs["micro_batches"]):
+            with nullcontext() if index == last else self.accelerator.no_sync(model):
+                loss = super().training_step(model, micro_batch, inputs["weight"])
+            if not torch.isfinite(loss):
+                raise self._non_finite(loss, inputs["rows"][index])
+            total += loss
+        return total
+
+    def _non_finite(self, loss: torch.Tensor, rows: np.ndarray) -> RunError:
+        weights = all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+        places = ", ".join(self.job.train.rows.place(row) for row in rows[:SHOWN_ROWS])
+        return RunError(
+            "run.non_finite",
+            f"the loss is {float(loss)} at step {self.state.global_step + 1}",
+            where=f"step {self.state.global_step + 1}",
+            found=f"in {len(rows)} rows: {places}{', ...' if len(rows) > SHOWN_ROWS else ''}; the weights are {'finite' if weights else 'no longer finite'}",
+            fix="lower train.learning_rate, raise train.warmup_steps, or train.precision=fp32; the last checkpoint is untouched",
+        )
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """The task's metrics on the validation set."""
+        assert self.job.validation is not None
+        result = self.job.scorer.evaluate(self.job.validation, intervals=False, advance=self.job.advance_evaluation)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result["metrics"].items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Upstream's estimate, summed over the micro-batches."""
+        return sum(int(super(PlannedTrainer, self).floating_point_ops(micro_batch)) for micro_batch in inputs["micro_batches"])
+
+
+def fit(job: Job, resume_from: Path | None = None) -> Outcome:
+    """Trains the job's model, from the beginning or from a checkpoint; afterwards it holds the best or the last weights.
+
+    Raises RunError when the loss is not finite.
+    """
+    stop = StopRequest()
+    patience = job.spec.train.early_stopping_patience
+    if patience != "none":
+        job.callbacks.append(EarlyStoppingCallback(patience, job.spec.train.early_stopping_threshold))
+    job.callbacks.append(stop)
+    trainer = PlannedTrainer(job)
+    start = time.perf_counter()
+    with stop.listening():
+        output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
+    state = trainer.state
+    stopped = stop.signal if state.global_step < state.max_steps else None
+    return Outcome(
+        state.global_step, time.perf_counter() - start, output.training_loss, state.best_metric, state.best_model_checkpoint, stopped
+    )
+
+
+def time_steps(job: Job, steps: list[tuple[Step, np.ndarray]], advance: Callable[[], None]) -> list[float]:
+    """Seconds of each of these optimizer steps (micro-batches, rows), taken for real; the model is changed by them."""
+    trainer = PlannedTrainer(job)
+    trainer.create_optimizer_and_scheduler(len(steps))
+    seconds = []
+    for step, rows in steps:
+        start = time.perf_counter()
+        trainer.training_step(trainer.model, job.step_batch(step, rows))
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        trainer.optimizer.step()
+        trainer.model.zero_grad()
+        seconds.append(time.perf_counter() - start)
+        advance()
+    return seconds

@@ -1,0 +1,38 @@
+"""Writes a finished model: plain Hugging Face files and a card whose code loads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
+    """Weights (or adapters), configuration, tokenizer and README.md under `folder`."""
+    model.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_card(name: str, base: str, code: str, sections: dict[str, Any], tags: list[str]) -> str:
+    """A model card: what the model is, Python that loads it, and tables of plain values."""
+    front = {"library_name": "transformers", "base_model": base, "tags": tags}
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", "", f"# {name}", ""]
+    lines += ["```python", 'folder = "."  # this folder', code, "```", ""]
+    for title, values in sections.items():
+        lines += [f"## {title}", ""]
+        if isinstance(values, dict):
+            lines += ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in values.items())]
+        else:
+            lines.append(str(values))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,204 @@
+"""`train(spec)`: from a spec to a trained, evaluated, proven model. Read this first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import InputError, RunError
+from tunesmith.prepare import Prepared, check_unchanged, prepare
+from tunesmith.resolve import total_steps
+from tunesmith.runs.directory import RunDirectory
+from tunesmith.runs.environment import describe_environment, peak_memory_bytes
+from tunesmith.runs.progress import Progress, format_seconds
+from tunesmith.spec import RunSpec
+
+if TYPE_CHECKING:
+    from tunesmith.engines.trainer import Job, Outcome
+    from tunesmith.verbs.run import Run
+
+
+def train(
+    source: str | Path | Mapping[str, Any] | RunSpec,
+    overrides: Iterable[str] = (),
+    *,
+    run: str | Path | None = None,
+    use_cache: bool = True,
+    quiet: bool = False,
+) -> Run:
+    """Trains what a spec (or a data file, or a mapping) says, into a run directory.
+
+    Raises InputError when spec or data are wrong, before anything is trained; RunError when the run cannot end well.
+    """
+    from tunesmith.verbs.init import spec_of
+
+    progress = Progress(quiet)
+    spec = spec_of(source, overrides)
+    directory = RunDirectory.create(run, spec.task.name)
+    try:
+        prepared = prepare(spec, directory.path / "rejected.jsonl", use_cache)
+        job = build_job(prepared, directory)
+    except InputError:
+        _remove_if_empty(directory)
+        raise
+    directory.write_spec("spec.yaml", spec.model_dump(exclude_unset=True))
+    directory.write_spec("resolved.yaml", prepared.spec.model_dump())
+    directory.write_json("decisions.json", [vars(decision) for decision in prepared.resolved.decisions])
+    directory.write_json("environment.json", describe_environment())
+    directory.write_json("data.json", prepared.data.fingerprint)
+    _show(prepared, directory, progress)
+    return run_job(job, prepared, directory, progress)
+
+
+def resume(path: str | Path, *, quiet: bool = False) -> Run:
+    """Goes on with a run that was stopped, from its newest whole checkpoint, or from the start when there is none.
+
+    Raises InputError when the run is complete or its data has changed; RunError as `train`.
+    """
+    from tunesmith.runs.checkpoints import newest_checkpoint
+
+    directory, progress = RunDirectory.open(path), Progress(quiet)
+    if directory.is_complete:
+        raise InputError(
+            "usage.nothing_to_resume", "the run is complete", where=str(directory.path), fix="`tunesmith evaluate` or `tunesmith predict`"
+        )
+    prepared = prepare(directory.spec(), directory.path / "rejected.jsonl")
+    check_unchanged(directory, prepared.data)
+    checkpoint, damaged = newest_checkpoint(directory.checkpoints)
+    for folder in damaged:
+        progress.say(f"{folder.name} is incomplete or damaged, and is not used")
+    progress.say(f"goes on from {checkpoint.name}" if checkpoint else "no checkpoint yet: starts from the beginning")
+    directory.add_event("resume", checkpoint=checkpoint.name if checkpoint else None, damaged=[folder.name for folder in damaged])
+    return run_job(build_job(prepared, directory), prepared, directory, progress, checkpoint)
+
+
+def build_job(prepared: Prepared, directory: RunDirectory) -> Job:
+    """What the engine needs."""
+    from tunesmith.engines.arguments import training_arguments
+    from tunesmith.engines.callbacks import RecordRun
+    from tunesmith.engines.trainer import Job
+
+    spec, encoded = prepared.spec, prepared.encoded
+    validation = encoded.get("validation") if spec.train.eval_steps != "none" else None
+    arguments = training_arguments(spec, total_steps(spec, len(encoded["train"])), directory.checkpoints)
+    return Job(
+        spec,
+        prepared.task,
+        prepared.model,
+        prepared.tokenizer,
+        prepared.plan,
+        encoded["train"],
+        validation,
+        arguments,
+        [RecordRun(directory)],
+    )
+
+
+def run_job(job: Job, prepared: Prepared, directory: RunDirectory, progress: Progress, checkpoint: Path | None = None) -> Run:
+    """Fits, saves, proves and evaluates; the run is complete when result.json is written."""
+    from tunesmith.verbs.run import Run
+
+    started = time.perf_counter()
+    outcome = _fit(job, directory, progress, checkpoint)
+    if outcome.stopped_by is not None:
+        raise RunError(
+            "run.interrupted", f"{outcome.stopped_by} stopped the run after step {outcome.steps}; a checkpoint was saved",
+            where=str(directory.path), fix=f"tunesmith resume {directory.path}",
+        )  # fmt: skip
+    save_and_prove(prepared, directory)
+    results = evaluate_splits(job, prepared, directory, progress)
+    result = {
+        "split": "test" if "test" in results else next(iter(results), None),
+        **{split: values["metrics"] for split, values in results.items()},
+        "steps": outcome.steps,
+        "best_checkpoint": outcome.best_checkpoint and Path(outcome.best_checkpoint).name,
+        "fit_seconds": round(outcome.seconds, 3),
+        "train_seconds": round(time.perf_counter() - started, 3),
+        "peak_memory_mb": round(peak_memory_bytes() / 1e6),
+    }
+    directory.write_json("result.json", result)
+    directory.add_event("end", **result)
+    progress.say(f"done in {format_seconds(result['train_seconds'])}: {directory.path}")
+    return Run(directory)
+
+
+def _fit(job: Job, directory: RunDirectory, progress: Progress, checkpoint: Path | None) -> Outcome:
+    from tunesmith.engines.callbacks import ShowTraining
+    from tunesmith.engines.trainer import fit
+
+    steps = total_steps(job.spec, len(job.train))
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    directory.add_event("start", steps=steps, done=done)
+    with progress.activity("training", steps, done) as activity:
+        job.callbacks.append(ShowTraining(activity, str(job.spec.train.metric_for_best_model)))
+        return fit(job, checkpoint)
+
+
+def save_and_prove(prepared: Prepared, directory: RunDirectory) -> None:
+    """Writes model/ and proof.json.
+
+    Raises RunError when the reloaded model computes something else.
+    """
+    from tunesmith.models.save import save_model, write_card
+    from tunesmith.verbs.prove import prove_model
+
+    spec, task = prepared.spec, prepared.task
+    code = prepared.method.card.replace("AUTO_MODEL", task.auto_model)
+    head = task.head(spec.task)
+    about = {"task": task.summary, "method": prepared.method.summary, "labels": ", ".join(head.get("id2label", {}).values()) or "a number"}
+    settings = {f"train.{name}": value for name, value in spec.train.model_dump().items() if value not in ("none", {})}
+    data = {
+        file["name"]: f"{split}, SHA-256 {file['sha256']}" for split, files in prepared.data.fingerprint["files"].items() for file in files
+    }
+    card = write_card(
+        f"{spec.model.name} for {task.name}",
+        spec.model.name,
+        code,
+        {"What it is": about, "Data": data, "Settings": settings},
+        [task.name, prepared.method.name],
+    )
+    save_model(prepared.model, prepared.tokenizer, directory.model, card)
+    proof = prove_model(prepared, code, directory.model, head.get("id2label", {}))
+    directory.write_json("proof.json", proof)
+    if not proof["proven"]:
+        fix = "the checkpoints are intact; please report this with proof.json"
+        raise RunError(
+            "run.proof",
+            "the saved model does not compute what was trained",
+            where=str(directory.model),
+            found="; ".join(proof["problems"]),
+            fix=fix,
+        )
+
+
+def evaluate_splits(job: Job, prepared: Prepared, directory: RunDirectory, progress: Progress) -> dict[str, Any]:
+    """Evaluates on validation and test rows, and writes eval/SPLIT.json."""
+    results: dict[str, Any] = {}
+    tuned: dict[str, Any] = {}
+    for split in ("validation", "test"):
+        if split not in prepared.encoded:
+            continue
+        encoded = prepared.encoded[split]
+        with progress.activity(f"evaluating on {split}", len(encoded)) as activity:
+            results[split] = job.scorer.evaluate(encoded, tuned, advance=activity.advance)
+        if "thresholds" in results[split] and not tuned:
+            tuned = {"thresholds": results[split]["thresholds"]}
+            directory.write_json("model/thresholds.json", tuned)
+        directory.write_json(f"eval/{split}.json", results[split])
+    return results
+
+
+def _show(prepared: Prepared, directory: RunDirectory, progress: Progress) -> None:
+    from tunesmith.verbs.show import decision_lines, rejected_lines
+
+    for line in [*rejected_lines(prepared.data), *decision_lines(prepared.resolved.decisions), f"run directory: {directory.path}"]:
+        progress.say(line)
+
+
+def _remove_if_empty(directory: RunDirectory) -> None:
+    """Takes away what `create` made when nothing was written; rejected rows stay."""
+    for folder in (directory.checkpoints, directory.path / "eval", directory.path):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,230 @@
+"""From a spec to everything that training needs: rows read and checked, `auto` decided, texts encoded, model built."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunesmith.data.cache import key_of
+from tunesmith.data.encode import Encoded, encode_rows
+from tunesmith.data.findings import Findings
+from tunesmith.data.lint import label_hashes, lint_contradictions, lint_labels, lint_leaks, num_duplicates, text_hashes
+from tunesmith.data.plan import BatchPlan
+from tunesmith.data.rows import Opened, RowFacts, Rows, data_fingerprint, decide_columns, open_sources, read_split, row_facts
+from tunesmith.data.split import share_of, split_rows
+from tunesmith.errors import InputError, Problem
+from tunesmith.models.catalog import ModelFiles, find_model
+from tunesmith.models.load import ensure_pad_token, load_config, load_model, load_tokenizer, longest_input, pretrained_labels
+from tunesmith.registry import METHODS, TASKS, Decision, Method, Task
+from tunesmith.resolve import Resolved, check_training, decide_max_length, decide_training, rows_per_step
+from tunesmith.runs.directory import RunDirectory
+from tunesmith.spec import RunSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LENGTH_SAMPLE = 2000
+NO_CUT = 10**9
+
+
+@dataclass
+class PreparedData:
+    """The rows of each split, checked, and what was decided from them."""
+
+    resolved: Resolved
+    task: Task
+    opened: Opened
+    columns: dict[str, str]
+    facts: RowFacts
+    rows: dict[str, Rows]
+    findings: Findings
+    work: tempfile.TemporaryDirectory[str]
+    """Where the Arrow files of this process live; gone with it."""
+    num_duplicates: int
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Files and hashes of the data, and the number of rows of each split."""
+        return {"files": data_fingerprint(self.opened), "rows": {split: len(rows) for split, rows in self.rows.items()}}
+
+
+@dataclass
+class Prepared:
+    """A run that only needs to be started."""
+
+    data: PreparedData
+    resolved: Resolved
+    files: ModelFiles
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    encoded: dict[str, Encoded]
+    plan: BatchPlan
+
+    @property
+    def spec(self) -> RunSpec:
+        """The resolved spec."""
+        return self.resolved.spec
+
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+        return self.data.task
+
+    @property
+    def method(self) -> Method:
+        """Which weights are trained."""
+        return METHODS.get(self.spec.method.name)
+
+
+def prepare_data(spec: RunSpec, rejected: Path | None = None) -> PreparedData:
+    """Reads and checks every row, and decides what follows from them.
+
+    Raises InputError with everything that is wrong with the data, unless bad rows are to be skipped.
+    """
+    task = TASKS.get(spec.task.name)
+    opened = open_sources(spec.data)
+    columns, decisions = decide_columns(opened, spec.data, task.roles)
+    resolved = Resolved(spec).decide([*opened.decisions, *decisions, Decision("data.columns", columns, "the columns read")])
+    findings = Findings(spec.data.on_bad_row == "skip", rejected)
+    work = tempfile.TemporaryDirectory(prefix="tunesmith-")
+    try:
+        rows = {
+            split: read_split(split, origins, columns, task.roles, Path(work.name), findings) for split, origins in opened.origins.items()
+        }
+        if not len(rows["train"]):
+            findings.raise_if_any()
+            raise InputError("data.too_small", "no training row is left", found=f"{findings.num_rejected} rows were rejected")
+        return _check_rows(resolved, task, opened, columns, rows, findings, work)
+    finally:
+        findings.close()
+
+
+def _check_rows(
+    resolved: Resolved,
+    task: Task,
+    opened: Opened,
+    columns: dict[str, str],
+    rows: dict[str, Rows],
+    findings: Findings,
+    work: tempfile.TemporaryDirectory[str],
+) -> PreparedData:
+    spec = resolved.spec
+    labels = pretrained_labels(load_config(find_model(spec.model).path))
+    facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
+    try:
+        decided = resolved.decide(task.decide(spec.task, facts))
+    except InputError:
+        findings.raise_if_any()
+        raise
+    section = decided.spec.task
+    texts: dict[str, np.ndarray] = {}
+    for split in rows:
+        good = lint_labels(rows[split], task, section, findings)
+        hashes = text_hashes(rows[split])
+        good &= lint_contradictions(rows[split], hashes, findings)
+        rows[split], texts[split] = rows[split].select(np.flatnonzero(good)), hashes[good]
+    share = share_of(spec.data.validation)
+    duplicates = num_duplicates(texts["train"])
+    for split in [name for name in rows if name != "train"]:
+        good = lint_leaks(rows["train"], texts["train"], rows[split], texts[split], findings)
+        rows["train"], texts["train"] = rows["train"].select(np.flatnonzero(good)), texts["train"][good]
+    if share is not None and len(rows["train"]):
+        _cut_validation(rows, texts["train"], task, section, share, spec.train.seed, findings)
+    findings.raise_if_any()
+    for split, split_rows_ in rows.items():
+        if len(split_rows_) == 0:
+            raise InputError(
+                "data.too_small",
+                f"the {split} set has no rows",
+                found=f"{findings.num_rejected} rows were rejected",
+                fix="give more rows, or data.validation=none",
+            )
+    if findings.num_rejected:
+        # The rows that are left decide anew: a label that only bad rows had is not a class.
+        facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
+        decided = resolved.decide(task.decide(spec.task, facts))
+    return PreparedData(decided, task, opened, columns, facts, rows, findings, work, duplicates)
+
+
+def _cut_validation(
+    rows: dict[str, Rows], texts: np.ndarray, task: Task, section: Any, share: float, seed: int, findings: Findings
+) -> None:
+    strata, every = task.stratify(section, rows["train"].dataset["label"])
+    names = sorted(set(strata))
+    codes = {name: code for code, name in enumerate(names)}
+    coded = np.fromiter((codes[stratum] for stratum in strata), dtype=np.int32, count=len(strata))
+    rows["train"], rows["validation"] = split_rows(rows["train"], texts, coded, names, share, seed, every, findings)
+
+
+def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True, world_size: int = 1) -> Prepared:
+    """Prepares a run: all that can go wrong before the first step goes wrong here.
+
+    Raises InputError.
+    """
+    data = prepare_data(spec, rejected)
+    resolved, task = data.resolved, data.task
+    files = find_model(spec.model)
+    resolved = resolved.decide([Decision("model files", str(files.path), f"found as {files.origin}")])
+    tokenizer = load_tokenizer(files.path)
+    loaded = load_model(files.path, task, task.head(resolved.spec.task), spec.train.seed)
+    resolved = resolved.decide([*loaded.decisions, *ensure_pad_token(tokenizer, loaded.model)])
+    resolved = _decide_length(resolved, task, data.rows["train"], tokenizer, longest_input(tokenizer, loaded.model))
+    encoded = {split: _encode(rows, task, resolved.spec, tokenizer, data, use_cache) for split, rows in data.rows.items()}
+    data.findings.raise_if_any()
+    resolved = resolved.decide(METHODS.get(spec.method.name).decide(resolved.spec.method, loaded.model))
+    model = METHODS.get(spec.method.name).attach(resolved.spec.method, loaded.model, loaded.head_parameters, task.peft_task_type)
+    has_validation = "validation" in encoded
+    resolved = resolved.decide(decide_training(resolved.spec, len(encoded["train"]), has_validation))
+    check_training(resolved.spec, has_validation)
+    resolved.assert_decided()
+    train = resolved.spec.train
+    plan = BatchPlan(encoded["train"].lengths, rows_per_step(resolved.spec), int(train.max_tokens_per_micro_batch), train.seed, world_size)
+    return Prepared(data, resolved, files, tokenizer, model, encoded, plan)
+
+
+def _decide_length(resolved: Resolved, task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int) -> Resolved:
+    section: Any = resolved.spec.task
+    if section.max_length != "auto":
+        if section.max_length > limit:
+            raise InputError(
+                "spec.value",
+                "task.max_length is more than the model reads",
+                where="task.max_length",
+                found=str(section.max_length),
+                fix=f"at most {limit}, or auto",
+            )
+        return resolved
+    every = max(len(rows) // LENGTH_SAMPLE, 1)
+    sample = rows.dataset[range(0, len(rows), every)]
+    lengths = task.encode(section, sample, tokenizer, NO_CUT)["full_length"]
+    return resolved.decide([decide_max_length(np.asarray(lengths), limit)])
+
+
+def _encode(rows: Rows, task: Task, spec: RunSpec, tokenizer: PreTrainedTokenizerBase, data: PreparedData, use_cache: bool) -> Encoded:
+    section: Any = spec.task
+    row_key = key_of(text_hashes(rows).tobytes(), label_hashes(rows).tobytes()).encode()
+    encoded = encode_rows(rows, row_key, task, section, tokenizer, section.max_length, Path(data.work.name), use_cache)
+    special = tokenizer.num_special_tokens_to_add(pair="pair" in data.columns)
+    for index in np.flatnonzero(encoded.full_lengths <= special):
+        text = rows.dataset[int(index)]["text"]
+        fix = "the tokenizer knows none of its characters: correct or remove the row"
+        data.findings.add(Problem("data.empty_text", "the text has no token", rows.place(index), repr(text)[:80], fix))
+    return encoded
+
+
+def check_unchanged(directory: RunDirectory, data: PreparedData) -> None:
+    """Refuses to go on when the data is not what the run was trained on.
+
+    Raises InputError.
+    """
+    before, now = directory.read_json("data.json") or {"files": {}}, data.fingerprint
+    if before != now:
+        changed = [file["name"] for split, files in now["files"].items() for file in files if file not in before["files"].get(split, [])]
+        where = ", ".join(changed or ["the rows of " + ", ".join(now["rows"])])
+        raise InputError(
+            "data.changed", "the data is not what the run was trained on", where=where, fix="restore the files, or train a new run"
+        )

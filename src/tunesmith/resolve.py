@@ -1,0 +1,209 @@
+"""The one place where `auto` becomes a value, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from tunesmith.errors import InputError, did_you_mean
+from tunesmith.registry import METHODS, TASKS, Decision
+from tunesmith.runs.environment import bf16_speedup
+from tunesmith.spec import RunSpec, Section
+
+SHORT_TOKENS = 512
+LONG_QUANTILE = 0.99
+TOKENS_PER_MICRO_BATCH = 4096
+LOGS_PER_RUN = 50
+FEWEST_SPEEDUP = 1.2
+READ_AS_FOUND = ("data.format", "data.delimiter", "data.header", "data.quoting", "data.encoding")
+"""Detected for each file anew, and recorded in data.json."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A spec in which nothing says `auto`, and what was decided on the way."""
+
+    spec: RunSpec
+    decisions: tuple[Decision, ...] = ()
+
+    def decide(self, decisions: Iterable[Decision]) -> Resolved:
+        """The same with these decisions applied to the spec; those that name no setting are only kept."""
+        decisions = list(decisions)
+        spec = self.spec
+        for decision in decisions:
+            spec = set_value(spec, decision.field.split("."), decision.value)
+        return Resolved(spec, (*self.decisions, *decisions))
+
+    def assert_decided(self) -> None:
+        """Checks that no `auto` is left."""
+        left = [field for field in autos(self.spec) if field not in READ_AS_FOUND]
+        assert not left, f"undecided: {left}"
+
+
+def set_value(model: Any, path: list[str], value: Any) -> Any:
+    """A copy of a section with the setting at `path` changed; a path that is no setting changes nothing."""
+    if not isinstance(model, BaseModel) or path[0] not in type(model).model_fields:
+        return model
+    inner = value
+    if len(path) > 1:
+        current = getattr(model, path[0])
+        if not isinstance(current, BaseModel):
+            return model
+        inner = set_value(current, path[1:], value)
+    return model.model_copy(update={path[0]: inner})
+
+
+def autos(section: Section, prefix: str = "") -> list[str]:
+    """Dotted names of the settings that say `auto`."""
+    found = []
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            found += autos(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and value == "auto":
+            found.append(prefix + name)
+    return found
+
+
+def decide_max_length(sample: np.ndarray, limit: int) -> Decision:
+    """`task.max_length` from the lengths [rows] of a sample of texts, in tokens, and the most the model reads."""
+    longest = int(sample.max())
+    share = float((sample > limit).mean())
+    if longest <= limit and limit <= SHORT_TOKENS:
+        return Decision(
+            "task.max_length",
+            limit,
+            f"the model's limit; the longest of {len(sample):,} sampled rows has {longest} tokens, and unused length costs nothing",
+        )
+    if longest <= SHORT_TOKENS:
+        return Decision("task.max_length", SHORT_TOKENS, f"the longest of {len(sample):,} sampled rows has {longest} tokens")
+    wanted = -(-int(np.quantile(sample, LONG_QUANTILE)) // 64) * 64
+    if wanted >= limit:
+        return Decision("task.max_length", limit, f"the model's limit; {share:.1%} of {len(sample):,} sampled rows are longer")
+    cut = float((sample > wanted).mean())
+    return Decision(
+        "task.max_length",
+        max(wanted, SHORT_TOKENS),
+        f"holds {1 - cut:.1%} of {len(sample):,} sampled rows whole; the longest has {longest} tokens",
+    )
+
+
+def decide_training(spec: RunSpec, num_rows: int, has_validation: bool) -> list[Decision]:
+    """What becomes of each `auto` of the `train` section."""
+    train, method = spec.train, METHODS.get(spec.method.name)
+    decisions: list[Decision] = []
+
+    def take(field: str, value: Any, because: str) -> None:
+        if getattr(train, field) == "auto":
+            decisions.append(Decision(f"train.{field}", value, because))
+
+    take("learning_rate", method.learning_rate, f"the usual one of {method.name}")
+    take("max_tokens_per_micro_batch", TOKENS_PER_MICRO_BATCH, "large enough for fast matrix products, small enough for memory")
+    if train.precision == "auto":
+        decisions.append(_decide_precision())
+    steps = total_steps(spec, num_rows)
+    if train.max_steps != "none" and "epochs" in train.model_fields_set:
+        epochs = train.max_steps / steps_per_epoch(spec, num_rows)
+        decisions.append(
+            Decision("epochs seen", round(epochs, 3), f"train.max_steps={train.max_steps} overrides train.epochs, as in Trainer")
+        )
+    take("logging_steps", max(steps // LOGS_PER_RUN, 1), f"about {LOGS_PER_RUN} times in {steps:,} steps")
+    take("eval_steps", "epoch" if has_validation else "none", "every epoch" if has_validation else "there is no validation set")
+    eval_steps = "epoch" if train.eval_steps == "auto" and has_validation else train.eval_steps
+    take(
+        "save_steps",
+        eval_steps if eval_steps not in ("none", "auto") else "epoch",
+        "whenever the model is evaluated" if has_validation else "every epoch",
+    )
+    save_steps = (eval_steps if eval_steps not in ("none", "auto") else "epoch") if train.save_steps == "auto" else train.save_steps
+    can_choose = has_validation and eval_steps != "none" and save_steps != "none"
+    metric = next(iter(TASKS.get(spec.task.name).metrics(spec.task)))
+    take(
+        "load_best_model_at_end",
+        can_choose,
+        f"the checkpoint with the best {metric} is kept" if can_choose else "it needs evaluation and checkpoints",
+    )
+    take("metric_for_best_model", metric, "the task's")
+    return decisions
+
+
+def _decide_precision() -> Decision:
+    import torch
+
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported()
+        return Decision("train.precision", "bf16" if fast else "fp32", "the GPU has bf16" if fast else "the GPU has no bf16")
+    speedup = bf16_speedup()
+    value = "bf16" if speedup > FEWEST_SPEEDUP else "fp32"
+    return Decision("train.precision", value, f"a bf16 matrix product takes {1 / speedup:.2f} of the time of an fp32 one on this processor")
+
+
+def check_training(spec: RunSpec, has_validation: bool) -> None:
+    """Refuses settings of a resolved spec that contradict each other or would have no effect."""
+    train = spec.train
+    known = [*TASKS.get(spec.task.name).metrics(spec.task), "loss"]
+    metric = train.metric_for_best_model
+    if metric not in known:
+        raise InputError(
+            "spec.value", "the task has no such metric", where="train.metric_for_best_model", found=metric, fix=did_you_mean(metric, known)
+        )
+
+    def refuse(code: str, field: str, problem: str, fix: str) -> None:
+        raise InputError(code, problem, where=f"train.{field}", found=f"{field}={getattr(train, field)}", fix=fix)
+
+    if not has_validation:
+        for field, idle in (("eval_steps", "none"), ("early_stopping_patience", "none"), ("load_best_model_at_end", False)):
+            if getattr(train, field) != idle:
+                refuse("spec.no_effect", field, f"{field} needs a validation set", "give data.validation, or leave it out")
+    if train.load_best_model_at_end:
+        if train.save_steps == "none" or train.eval_steps == "none":
+            refuse(
+                "spec.conflict",
+                "load_best_model_at_end",
+                "the best model cannot be kept without evaluation and checkpoints",
+                "set eval_steps and save_steps, or load_best_model_at_end: false",
+            )
+        mixed = (train.save_steps == "epoch") != (train.eval_steps == "epoch")
+        if mixed or (isinstance(train.save_steps, int) and isinstance(train.eval_steps, int) and train.save_steps % train.eval_steps):
+            refuse(
+                "spec.conflict",
+                "save_steps",
+                f"checkpoints must fall on evaluations (eval_steps={train.eval_steps}) for the best to be kept",
+                "use the same steps for both, or a multiple",
+            )
+    if train.early_stopping_patience != "none" and not train.load_best_model_at_end:
+        refuse("spec.conflict", "early_stopping_patience", "early stopping keeps the best model", "leave load_best_model_at_end on auto")
+    if train.early_stopping_patience == "none" and train.early_stopping_threshold:
+        refuse(
+            "spec.no_effect",
+            "early_stopping_threshold",
+            "early_stopping_threshold has no effect without a patience",
+            "set early_stopping_patience",
+        )
+    if train.lr_scheduler_type == "constant" and train.warmup_steps:
+        refuse(
+            "spec.no_effect", "warmup_steps", "warmup_steps has no effect on a constant schedule", "lr_scheduler_type: constant_with_warmup"
+        )
+    if train.label_smoothing_factor and getattr(spec.task, "problem_type", "single_label_classification") != "single_label_classification":
+        refuse("spec.no_effect", "label_smoothing_factor", "label smoothing has no effect on this kind of problem", "leave it out")
+
+
+def rows_per_step(spec: RunSpec) -> int:
+    """Examples of one optimizer step, over all processes."""
+    return spec.train.batch_size * spec.train.gradient_accumulation_steps
+
+
+def steps_per_epoch(spec: RunSpec, num_rows: int) -> int:
+    """Optimizer steps of one epoch."""
+    return -(-num_rows // rows_per_step(spec))
+
+
+def total_steps(spec: RunSpec, num_rows: int) -> int:
+    """Optimizer steps of the run."""
+    if spec.train.max_steps != "none":
+        return spec.train.max_steps
+    return max(int(np.ceil(spec.train.epochs * steps_per_epoch(spec, num_rows))), 1)

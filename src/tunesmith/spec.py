@@ -1,0 +1,144 @@
+"""The spec: what a user may say about a run, each setting with its default and its meaning.
+
+Command line, JSON schema, `init` and the documentation are projections of these models and hold no defaults of their own.
+The sections of a task or a method live in that task's or method's own file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the spec: frozen, and strict about names and types."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class NamedSection(Section):
+    """A section that names a record (`task`, `method`, `model`); `full` is short for `{name: full}`."""
+
+    name: str
+    """Which one."""
+
+
+class ModelSpec(NamedSection):
+    """The pretrained model to start from."""
+
+    name: str
+    """An alias of `tunesmith models`, a path to a folder, or an id on the Hugging Face hub."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub."""
+
+
+class DataSpec(Section):
+    """Where the rows are and how to read them."""
+
+    train: str | list[str]
+    """A file, a folder, or a list of these: jsonl, json, csv, tsv, txt, parquet, arrow, each also .gz or .zst; a folder written by
+    `datasets`; or `hub:NAME[:CONFIG]:SPLIT`."""
+    validation: str | list[str] | Annotated[float, Field(gt=0, lt=1)] = "10%"
+    """A source as in `train`; or a share of it (`10%` or `0.1`), stratified and seeded, identical texts kept together; or `none`."""
+    test: str | list[str] = "none"
+    """A source as in `train`, used only for the last evaluation; or `none`."""
+    root: str = "."
+    """The folder that relative paths start from; itself relative to the folder of the spec."""
+    columns: dict[str, str] | Auto = "auto"
+    """Which column plays which role, e.g. `{text: review, label: stars}`. Columns without a header are column_1, column_2, ..."""
+    format: Literal["auto", "jsonl", "json", "csv", "lines", "label_first", "parquet", "arrow"] = "auto"
+    """`csv` is any delimited text; `lines` one text a line; `label_first` a label, a space, the text."""
+    delimiter: str = "auto"
+    """The character between fields of delimited text, e.g. `","` or `"\\t"`."""
+    header: Auto | bool = "auto"
+    """Whether the first line of delimited text names the columns."""
+    quoting: Literal["auto", "standard", "none"] = "auto"
+    """`standard`: a field may stand in double quotes; `none`: quotes are ordinary characters."""
+    encoding: str = "auto"
+    """`auto` is UTF-8, or what a byte-order mark says; otherwise a Python codec such as `latin-1`."""
+    extra_fields: Literal["error", "ignore"] = "error"
+    """What to do with fields beyond the last column of a line."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`skip` leaves bad rows out and writes each, with the reason, to `rejected.jsonl` in the run."""
+
+
+class TrainSpec(Section):
+    """How to train. Beside `epochs`, `batch_size`, `precision` and `early_stopping_patience`, names and meanings are those of
+    transformers' TrainingArguments."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3
+    """How often each row is seen."""
+    batch_size: PositiveInt = 32
+    """Examples a step (times `gradient_accumulation_steps`). A step is cut by length into micro-batches with little padding; the
+    gradient is that of the one batch."""
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """The peak of the schedule; `auto` is the method's usual one."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds the split, the new head, the order of rows and dropout."""
+    max_steps: PositiveInt | Literal["none"] = "none"
+    """Optimizer steps to take in all; as in Trainer, it overrides `epochs`."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Batches summed before a step, weighted by examples."""
+    max_tokens_per_micro_batch: PositiveInt | Auto = "auto"
+    """Upper bound on padded tokens in one forward pass; lower it to save memory, the result stays the same."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16`: weights in fp32, arithmetic in bf16 (autocast); `auto` measures whether it is faster on this machine."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    """The schedule after warm-up."""
+    warmup_steps: NonNegative = 0
+    """Steps over which the learning rate rises; below 1, a share of all steps."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's decay, on all weights but norms and biases."""
+    max_grad_norm: NonNegative = 1.0
+    """Gradients are clipped to this norm; 0 turns clipping off."""
+    adam_beta1: Share = 0.9
+    """AdamW's first beta."""
+    adam_beta2: Share = 0.999
+    """AdamW's second beta."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    label_smoothing_factor: Share = 0.0
+    """Share of each target that is spread over all classes."""
+    logging_steps: PositiveInt | Auto = "auto"
+    """Steps between logged losses; `auto` is about fifty times a run."""
+    eval_steps: PositiveInt | Literal["epoch", "none"] | Auto = "auto"
+    """When to evaluate on the validation set; `auto` is every epoch, `none` without a validation set."""
+    save_steps: PositiveInt | Literal["epoch", "none"] | Auto = "auto"
+    """When to write a checkpoint; `auto` is whenever the model is evaluated, or every epoch."""
+    save_total_limit: PositiveInt | Literal["none"] = 2
+    """Checkpoints to keep: the best and the newest."""
+    load_best_model_at_end: bool | Auto = "auto"
+    """Whether the model kept is the best checkpoint rather than the last; `auto`: yes, when it is evaluated and saved."""
+    metric_for_best_model: str = "auto"
+    """The validation metric that says which checkpoint is best; `auto` is the task's."""
+    early_stopping_patience: PositiveInt | Literal["none"] = "none"
+    """Stop after this many evaluations without a better one."""
+    early_stopping_threshold: NonNegative = 0.0
+    """How much better an evaluation must be to count."""
+    eval_batch_size: PositiveInt = 64
+    """Most examples in one forward pass of evaluation and prediction."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Any other field of the installed TrainingArguments."""
+
+
+class RunSpec(Section):
+    """All that defines a run."""
+
+    task: NamedSection
+    """What is learnt: see `tunesmith tasks`."""
+    model: ModelSpec
+    """What it starts from: an alias, a folder or a hub id."""
+    data: DataSpec
+    """Where the rows are."""
+    method: NamedSection
+    """Which weights are trained: see `tunesmith methods`."""
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    """How it is trained."""
