@@ -198,7 +198,8 @@ def _show(prepared: Prepared, directory: RunDirectory, progress: Progress) -> No
 
 
 def _remove_if_empty(directory: RunDirectory) -> None:
-    """Takes away what `create` made when nothing was written; rejected rows stay."""
+    """Takes away what was made before anything was trained."""
+    (directory.path / "rejected.jsonl").unlink(missing_ok=True)
     for folder in (directory.checkpoints, directory.path / "eval", directory.path):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

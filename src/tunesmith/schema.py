@@ -124,11 +124,8 @@ def _type_name(annotation: Any) -> str:
         return str(getattr(annotation, "__name__", annotation))
     if all(isinstance(argument, (str, bool)) for argument in arguments):
         return ", ".join(f"`{argument}`" for argument in arguments)
-    if (
-        isinstance(annotation, type)
-        or ("[" in str(annotation).partition(" ")[0]
-        and "|" not in str(annotation)
-        and "Union" not in str(annotation))
+    if isinstance(annotation, type) or (
+        "[" in str(annotation).partition(" ")[0] and "|" not in str(annotation) and "Union" not in str(annotation)
     ):
         text = str(annotation).replace("typing.", "")
         return _type_name(arguments[0]) if text.startswith("Annotated") else text

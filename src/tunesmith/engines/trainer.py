@@ -228,6 +228,8 @@ def fit(job: Job, resume_from: Path | None = None) -> Outcome:
     start = time.perf_counter()
     with stop.listening():
         output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
+    # Accelerate wraps `forward` in autocast for mixed precision: the model handed back computes in the precision of its weights.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     state = trainer.state
     stopped = stop.signal if state.global_step < state.max_steps else None
     return Outcome(
@@ -239,13 +241,14 @@ def time_steps(job: Job, steps: list[tuple[Step, np.ndarray]], advance: Callable
     """Seconds of each of these optimizer steps (micro-batches, rows), taken for real; the model is changed by them."""
     trainer = PlannedTrainer(job)
     trainer.create_optimizer_and_scheduler(len(steps))
+    model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     seconds = []
     for step, rows in steps:
         start = time.perf_counter()
-        trainer.training_step(trainer.model, job.step_batch(step, rows))
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-        trainer.optimizer.step()
-        trainer.model.zero_grad()
+        trainer.training_step(model, job.step_batch(step, rows))
+        trainer.accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        model.zero_grad()
         seconds.append(time.perf_counter() - start)
         advance()
     return seconds
