@@ -141,11 +141,11 @@ def save_and_prove(prepared: Prepared, directory: RunDirectory) -> None:
 
     Raises RunError when the reloaded model computes something else.
     """
-    from tunesmith.models.save import save_model, write_card
+    from tunesmith.models.save import card_code, save_model, write_card
     from tunesmith.verbs.prove import prove_model
 
     spec, task = prepared.spec, prepared.task
-    code = prepared.method.card.replace("AUTO_MODEL", task.auto_model)
+    code = card_code(task.auto_model)
     head = task.head(spec.task)
     about = {"task": task.summary, "method": prepared.method.summary, "labels": ", ".join(head.get("id2label", {}).values()) or "a number"}
     settings = {f"train.{name}": value for name, value in spec.train.model_dump().items() if value not in ("none", {})}
@@ -159,7 +159,7 @@ def save_and_prove(prepared: Prepared, directory: RunDirectory) -> None:
         {"What it is": about, "Data": data, "Settings": settings},
         [task.name, prepared.method.name],
     )
-    save_model(prepared.model, prepared.tokenizer, directory.model, card)
+    save_model(prepared.model, prepared.tokenizer, prepared.method, directory.model, prepared.files.path, card)
     proof = prove_model(prepared, code, directory.model, head.get("id2label", {}))
     directory.write_json("proof.json", proof)
     if not proof["proven"]:

@@ -106,10 +106,8 @@ class Method:
     """(section, model) -> what becomes of each `auto` of the section."""
     attach: Callable[..., PreTrainedModel]
     """(section, model, head parameter names, task type) -> the model to train; only trained weights require gradients."""
-    load: Callable[[Path, str], PreTrainedModel]
-    """(folder, auto model class name) -> the saved model, as plain transformers or peft loads it."""
-    card: str
-    """Python that loads the saved model from `folder` into `model`; AUTO_MODEL stands for the transformers class."""
+    save: Callable[[PreTrainedModel, Path, Path], None]
+    """(trained model, folder, folder of the base model): writes files that the transformers class loads by itself."""
 
 
 RecordT = TypeVar("RecordT", Task, Method)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import yaml
@@ -141,3 +143,13 @@ def error_reference() -> str:
         "",
     ]
     return "\n".join([*lines, "| code | meaning |", "|---|---|", *(f"| `{code}` | {meaning} |" for code, meaning in CODES.items())]) + "\n"
+
+
+def write_docs(folder: Path) -> None:
+    """Writes the generated pages of docs/."""
+    (folder / "spec.md").write_text(spec_reference(), encoding="utf-8")
+    (folder / "errors.md").write_text(error_reference(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_docs(Path(sys.argv[1]))

@@ -95,7 +95,7 @@ class TrainSpec(Section):
     """The schedule after warm-up."""
     warmup_steps: NonNegative = 0
     """Steps over which the learning rate rises; below 1, a share of all steps."""
-    weight_decay: NonNegative = 0.01
+    weight_decay: NonNegative = 0.0
     """AdamW's decay, on all weights but norms and biases."""
     max_grad_norm: NonNegative = 1.0
     """Gradients are clipped to this norm; 0 turns clipping off."""

@@ -32,17 +32,9 @@ def attach(section: FullSpec, model: PreTrainedModel, head_parameters: frozenset
     return model
 
 
-def load(folder: Path, auto_model: str) -> PreTrainedModel:
-    """The saved model, by transformers alone."""
-    import transformers
-
-    return getattr(transformers, auto_model).from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="float32")
+def save(model: PreTrainedModel, folder: Path, base: Path) -> None:
+    """All weights."""
+    model.save_pretrained(folder)
 
 
-CARD = """from transformers import AUTO_MODEL
-
-model = AUTO_MODEL.from_pretrained(folder)"""
-
-FULL = Method(
-    name="full", summary="train every weight", spec=FullSpec, learning_rate=5e-5, decide=decide, attach=attach, load=load, card=CARD
-)
+FULL = Method(name="full", summary="train every weight", spec=FullSpec, learning_rate=5e-5, decide=decide, attach=attach, save=save)

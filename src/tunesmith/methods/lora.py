@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -93,30 +95,45 @@ def modules_of(model: PreTrainedModel, head_parameters: frozenset[str]) -> list[
     return sorted({name.rpartition(".")[0] if name.startswith(prefix) else name.partition(".")[0] for name in head_parameters})
 
 
-def load(folder: Path, auto_model: str) -> PreTrainedModel:
-    """The saved adapters on their base model, by transformers and peft alone."""
-    import peft
-    import transformers
+def save(model: PreTrainedModel, folder: Path, base: Path) -> None:
+    """The adapters and the head, beside the base model's weights, so that the folder is complete.
 
-    adapter = peft.PeftConfig.from_pretrained(folder)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    base = getattr(transformers, auto_model).from_pretrained(
-        adapter.base_model_name_or_path,
-        config=config,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype="float32",
-        ignore_mismatched_sizes=True,
+    PEFT would have the base model loaded with the number of labels that the base model's own configuration says, not that of the
+    new head. The base's files are linked, not copied, where the file system can; a base whose own head has another shape is
+    written anew.
+    """
+    model.save_pretrained(folder)
+    files = sorted(base.glob("*.safetensors")) + sorted(base.glob("*.safetensors.index.json"))
+    if _has_other_shapes(model, files):
+        _write_base(model, folder, base)
+        return
+    for file in files:
+        try:
+            os.link(file.resolve(), folder / file.name)
+        except OSError:
+            shutil.copyfile(file, folder / file.name)
+
+
+def _has_other_shapes(model: PreTrainedModel, files: list[Path]) -> bool:
+    from safetensors import safe_open
+
+    shapes = {name: list(parameter.shape) for name, parameter in model.get_base_model().named_parameters()}
+    shapes = {name.replace(".base_layer.", ".").replace(".original_module.", "."): shape for name, shape in shapes.items()}
+    for file in files:
+        if file.suffix != ".safetensors":
+            continue
+        with safe_open(file, framework="pt") as tensors:
+            if any(shapes.get(name, shape) != shape for name in tensors.keys() for shape in [list(tensors.get_slice(name).get_shape())]):  # noqa: SIM118
+                return True
+    return False
+
+
+def _write_base(model: PreTrainedModel, folder: Path, base: Path) -> None:
+    plain = type(model.get_base_model()).from_pretrained(
+        base, config=model.config, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
     )
-    return peft.PeftModel.from_pretrained(base, folder)
+    plain.save_pretrained(folder)
 
-
-CARD = """from peft import PeftConfig, PeftModel
-from transformers import AUTO_MODEL, AutoConfig
-
-base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-base = AUTO_MODEL.from_pretrained(base, config=AutoConfig.from_pretrained(folder), ignore_mismatched_sizes=True)
-model = PeftModel.from_pretrained(base, folder)"""
 
 LORA = Method(
     name="lora",
@@ -125,6 +142,5 @@ LORA = Method(
     learning_rate=5e-4,
     decide=decide,
     attach=attach,
-    load=load,
-    card=CARD,
+    save=save,
 )

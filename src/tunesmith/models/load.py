@@ -101,6 +101,14 @@ def load_model(path: Path, task: Task, head: dict[str, Any], seed: int) -> Loade
     return LoadedModel(model, frozenset(new | outside), decisions)
 
 
+def load_trained(path: Path, auto_model: str) -> PreTrainedModel:
+    """A model that a run saved, as its card loads it, in fp32 and eval mode."""
+    import transformers
+
+    with _load_errors(path, "trained model"):
+        return getattr(transformers, auto_model).from_pretrained(path, local_files_only=True, use_safetensors=True, dtype="float32").eval()
+
+
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[Decision]:
     """Gives tokenizer and model the same pad token; a decoder without one pads with a token that no text holds."""
     decisions = []

@@ -6,13 +6,20 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.registry import Method
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
-    """Weights (or adapters), configuration, tokenizer and README.md under `folder`."""
-    model.save_pretrained(folder)
+def card_code(auto_model: str) -> str:
+    """Python that loads a saved model from `folder`; the proof runs it."""
+    return f"from transformers import {auto_model}\n\nmodel = {auto_model}.from_pretrained(folder)"
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, method: Method, folder: Path, base: Path, card: str) -> None:
+    """Weights, configuration, tokenizer and README.md under `folder`, such that transformers alone loads them."""
+    method.save(model, folder, base)
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")

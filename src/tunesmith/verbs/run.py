@@ -15,7 +15,7 @@ from tunesmith.data.rows import Rows, decide_columns, open_sources, read_split
 from tunesmith.data.tables import keep_table
 from tunesmith.engines.scoring import Scorer
 from tunesmith.errors import InputError
-from tunesmith.registry import METHODS, TASKS, Role, Task
+from tunesmith.registry import TASKS, Role, Task
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.runs.progress import Progress
 from tunesmith.spec import RunSpec
@@ -83,8 +83,10 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The saved model, in eval mode."""
+        from tunesmith.models.load import load_trained
+
         _ = self.result
-        return METHODS.get(self.spec.method.name).load(self.directory.model, self._task.auto_model).eval()
+        return load_trained(self.directory.model, self._task.auto_model)
 
     @property
     def _task(self) -> Task:

@@ -1,0 +1,66 @@
+# make setup   .venv with tunesmith and its extras         make demo    train, evaluate and predict on data that comes by pip
+# make test    the default test suite                      make lint    ruff and mypy
+# make docs    regenerate the generated pages of docs/     make clean   remove what these made
+#
+# PYTHON=python3.12          another Python (3.11 or later)
+# TORCH_INDEX=URL            where to take torch from, e.g. https://download.pytorch.org/whl/cpu or .../whl/cu126;
+#                            by default from pip's own index. A torch that is in .venv already is kept.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+.PHONY: setup setup-test demo test test-slow lint docs clean
+.DEFAULT_GOAL := setup
+
+setup: .venv/setup.stamp
+setup-test: .venv/setup-test.stamp
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tunesmith needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=... setup")'
+	$(PYTHON) -m venv .venv
+
+.venv/torch.stamp: | .venv/bin/python
+	@$(BIN)/python -c "import torch" 2>/dev/null || echo "installing $(TORCH)"
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) $(INDEX) "$(TORCH)"
+	@touch $@
+
+.venv/setup.stamp: pyproject.toml constraints.txt | .venv/torch.stamp
+	@echo "installing tunesmith"
+	@$(PIP) --constraint constraints.txt --editable ".[demo]"
+	@touch $@
+	@echo "ready: $(BIN)/tunesmith --help"
+
+.venv/setup-test.stamp: .venv/setup.stamp
+	@$(PIP) --constraint constraints.txt --editable ".[demo,test,lint]"
+	@touch $@
+
+demo: setup
+	@rm -rf demo/run
+	@$(BIN)/python examples/chatterbot_topics.py demo/topics.jsonl
+	$(BIN)/tunesmith train examples/topics.yaml --run demo/run
+	$(BIN)/tunesmith evaluate demo/run
+	$(BIN)/tunesmith predict demo/run --text "my printer does not print" --text "who wrote hamlet" --text "what is a neural network"
+	@echo
+	@echo "The model:    demo/run/model (README.md there shows how to load it without tunesmith)"
+	@echo "The proof:    demo/run/proof.json"
+	@echo "What was decided, and why: demo/run/decisions.json; what happened: demo/run/events.jsonl; rows left out: demo/run/rejected.jsonl"
+
+test: setup-test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-slow: setup-test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+lint: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python -m tunesmith.schema docs
+
+clean:
+	rm -rf .venv demo runs
