@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 CODES: dict[str, str] = {
@@ -145,6 +146,15 @@ class RunError(TunesmithError):
     """The run started and could not end well; what was done is kept."""
 
 
+@contextmanager
+def collected(problems: list[Problem]) -> Iterator[None]:
+    """Puts the problems of an InputError raised inside into the list, so that what follows can be looked at too."""
+    try:
+        yield
+    except InputError as error:
+        problems += error.problems
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` is most likely meant to be, or None when none is near."""
     by_lower = {candidate.lower(): candidate for candidate in known}
@@ -158,5 +168,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     match = nearest(name, names)
     if match is not None:
         return f"did you mean {match}?"
+    if not names:
+        return "there is none"
     shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
     return f"one of: {shown}"

@@ -23,6 +23,7 @@ from tunesmith.registry import METHODS, TASKS, Decision, Method, Task
 from tunesmith.resolve import Resolved, check_training, decide_max_length, decide_training, rows_per_step
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.spec import RunSpec
+from tunesmith.strict import naming_places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -160,6 +161,7 @@ def _cut_validation(
     rows["train"], rows["validation"] = split_rows(rows["train"], texts, coded, names, share, seed, every, findings)
 
 
+@naming_places
 def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True, world_size: int = 1) -> Prepared:
     """Prepares a run: all that can go wrong before the first step goes wrong here.
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from tunesmith.errors import InputError, did_you_mean
+from tunesmith.errors import InputError, Problem, collected, did_you_mean
+from tunesmith.engines.arguments import check_extra
 from tunesmith.registry import METHODS, TASKS, Decision
 from tunesmith.runs.environment import bf16_speedup
 from tunesmith.spec import RunSpec, Section
@@ -143,18 +144,19 @@ def _decide_precision() -> Decision:
 
 
 def check_training(spec: RunSpec, has_validation: bool) -> None:
-    """Refuses settings of a resolved spec that contradict each other or would have no effect."""
+    """Refuses settings of a resolved spec that contradict each other or would have no effect.
+
+    Raises InputError with all of them.
+    """
     train = spec.train
-    known = [*TASKS.get(spec.task.name).metrics(spec.task), "loss"]
-    metric = train.metric_for_best_model
-    if metric not in known:
-        raise InputError(
-            "spec.value", "the task has no such metric", where="train.metric_for_best_model", found=metric, fix=did_you_mean(metric, known)
-        )
+    problems: list[Problem] = []
 
     def refuse(code: str, field: str, problem: str, fix: str) -> None:
-        raise InputError(code, problem, where=f"train.{field}", found=f"{field}={getattr(train, field)}", fix=fix)
+        problems.append(Problem(code, problem, f"train.{field}", f"{field}={getattr(train, field)}", fix))
 
+    known = [*TASKS.get(spec.task.name).metrics(spec.task), "loss"]
+    if train.metric_for_best_model not in known:
+        refuse("spec.value", "metric_for_best_model", "the task has no such metric", did_you_mean(train.metric_for_best_model, known))
     if not has_validation:
         for field, idle in (("eval_steps", "none"), ("early_stopping_patience", "none"), ("load_best_model_at_end", False)):
             if getattr(train, field) != idle:
@@ -190,6 +192,10 @@ def check_training(spec: RunSpec, has_validation: bool) -> None:
         )
     if train.label_smoothing_factor and getattr(spec.task, "problem_type", "single_label_classification") != "single_label_classification":
         refuse("spec.no_effect", "label_smoothing_factor", "label smoothing has no effect on this kind of problem", "leave it out")
+    with collected(problems):
+        check_extra(spec)
+    if problems:
+        raise InputError.from_problems(problems)
 
 
 def rows_per_step(spec: RunSpec) -> int:

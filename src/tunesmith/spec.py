@@ -6,9 +6,11 @@ The sections of a task or a method live in that task's or method's own file.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -68,6 +70,21 @@ class DataSpec(Section):
     """What to do with fields beyond the last column of a line."""
     on_bad_row: Literal["error", "skip"] = "error"
     """`skip` leaves bad rows out and writes each, with the reason, to `rejected.jsonl` in the run."""
+
+    @field_validator("train", "validation", "test")
+    @classmethod
+    def _names_something(cls, value: Any, info: Any) -> Any:
+        if value in ("", []) or (isinstance(value, str) and not value.strip()):
+            raise ValueError("should be a file, a folder, or a list of these")
+        if info.field_name == "train" and value == "none":
+            raise ValueError("should be a file, a folder, or a list of these: without training rows nothing is learnt")
+        if not is_share(value):
+            return value
+        if info.field_name != "validation":
+            raise ValueError("should be a file, a folder, or a list of these: only data.validation can be a share")
+        if not 0 < share_of(value) < 1:
+            raise ValueError("should be a share between 0% and 100%, such as 10%; a file; or none")
+        return value
 
 
 class TrainSpec(Section):
@@ -129,6 +146,15 @@ class TrainSpec(Section):
     """Any other field of the installed TrainingArguments."""
 
 
+class Places(dict[str, str]):
+    """Where settings were written down, by dotted key; no part of what a spec says, so all are equal."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Places)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class RunSpec(Section):
     """All that defines a run."""
 
@@ -142,3 +168,30 @@ class RunSpec(Section):
     """Which weights are trained: see `tunesmith methods`."""
     train: TrainSpec = Field(default_factory=TrainSpec)
     """How it is trained."""
+    _places: Places = PrivateAttr(default_factory=Places)
+
+    def remember_places(self, places: Mapping[str, str]) -> None:
+        """Keeps where settings were written down, for messages."""
+        self._places = Places(places)
+
+    def place(self, key: str) -> str:
+        """`file:line, key` of a setting that was written down; any other text as it is."""
+        parts = key.split(".")
+        for end in range(len(parts), min(len(parts), 2) - 1, -1):
+            place = self._places.get(".".join(parts[:end]))
+            if place is not None:
+                return place if place.startswith("override ") else f"{place}, {key}"
+        return key
+
+
+def is_share(source: Any) -> bool:
+    """Whether `data.validation` asks for a share of the training rows."""
+    return isinstance(source, float) or (isinstance(source, str) and source.rstrip().endswith("%"))
+
+
+def share_of(source: str | float) -> float:
+    """The share that `10%` or 0.1 means; NaN when it means none."""
+    try:
+        return float(source.rstrip().removesuffix("%")) / 100 if isinstance(source, str) else source
+    except ValueError:
+        return math.nan

@@ -2,58 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, ParamSpec, TypeVar, get_args
 
-import yaml
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from tunesmith.errors import InputError, Problem, did_you_mean
+from tunesmith.errors import InputError, Problem, did_you_mean, nearest
 from tunesmith.registry import METHODS, TASKS
 from tunesmith.spec import NamedSection, RunSpec
+from tunesmith.spec_file import KeyPath, Source, parse_override, parse_source
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SPEC_SUFFIXES = (".yaml", ".yml", ".json")
 NAMED_SECTIONS = ("task", "method", "model")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of its version 1.2: `2e-5` is a number, `no` and `on` are words."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("merge", r"<<", "<"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
-_Loader.add_constructor(
-    "tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node).replace(".inf", "inf").replace(".nan", "nan"))
-)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-
-
-class Source:
-    """A spec as it was written: plain values, and where each key stands."""
-
-    def __init__(self, values: dict[str, Any], name: str, folder: Path) -> None:
-        self.values = values
-        self.name = name
-        self.folder = folder
-        self.places: dict[tuple[str | int, ...], str] = {}
-
-    def place(self, path: Sequence[str | int]) -> str:
-        """`file:line` or `override key=value` of the innermost part of `path` that was written down."""
-        for end in range(len(path), -1, -1):
-            found = self.places.get(tuple(path[:end]))
-            if found is not None:
-                return found
-        return self.name
+CURRENT_FOLDER_KEYS = tuple(("data", name) for name in ("train", "validation", "test", "root"))
+"""Paths that start from the current folder when an override says them."""
 
 
 def load_spec(source: str | Path | Mapping[str, Any] | RunSpec, overrides: Iterable[str] = ()) -> RunSpec:
@@ -74,57 +44,36 @@ def read_source(source: str | Path | Mapping[str, Any] | RunSpec) -> Source:
     if isinstance(source, RunSpec):
         return Source(source.model_dump(), "the spec", Path.cwd())
     if isinstance(source, Mapping):
-        return Source(_plain(source), "the spec", Path.cwd())
+        try:
+            return Source(_plain(source), "the spec", Path.cwd())
+        except RecursionError:
+            raise InputError("spec.value", "a value of the spec contains itself", where="the spec") from None
     path = Path(source)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
     except FileNotFoundError:
-        raise InputError("spec.no_such_file", "there is no such file", found=str(path.absolute())) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("spec.syntax", "the spec cannot be read as text", where=str(path), found=str(error)) from error
+        raise InputError("spec.no_such_file", "there is no such file", found=str(path.absolute()), fix=near_file(path)) from None
+    except (OSError, ValueError) as error:
+        raise InputError("spec.syntax", "the spec cannot be read", where=str(path), found=str(error), fix="name a file") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        found = f"byte 0x{content[error.start]:02x}"
+        raise InputError("spec.syntax", "the spec is not UTF-8", where=f"{path}:{line}", found=found, fix="save it as UTF-8") from None
     return parse_source(text, str(path), path.absolute().parent)
 
 
-def parse_source(text: str, name: str, folder: Path) -> Source:
-    """The plain values of a spec's text; JSON is read as the YAML that it is."""
+def near_file(path: Path) -> str:
+    """The file that a path which does not exist is most likely meant to be."""
     try:
-        node = yaml.compose(text.replace("\t", " ") if name.endswith(".json") else text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise InputError("spec.syntax", "the spec is not valid YAML or JSON", where=where, found=_yaml_problem(error)) from error
-    if not isinstance(node, yaml.MappingNode):
-        raise InputError(
-            "spec.syntax", "a spec is a mapping of sections", where=f"{name}:1", fix="start with `data:`; see `tunesmith init`"
-        )
-    read = Source({}, name, folder)
-    loader = _Loader("")
-    try:
-        read.values = _construct(loader, node, (), read)
-    except yaml.YAMLError as error:
-        raise InputError("spec.syntax", "a value cannot be read", where=name, found=_yaml_problem(error)) from error
-    return read
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    return str(getattr(error, "problem", None) or error)
-
-
-def _construct(loader: _Loader, node: yaml.Node, path: tuple[str | int, ...], read: Source) -> Any:
-    read.places[path] = f"{read.name}:{node.start_mark.line + 1}"
-    if isinstance(node, yaml.MappingNode):
-        values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else str(key_node.tag)
-            where = f"{read.name}:{key_node.start_mark.line + 1}"
-            if key in values:
-                raise InputError("spec.duplicate_key", f"{'.'.join(map(str, (*path, key)))} is said twice", where=where, fix="keep one")
-            values[key] = _construct(loader, value_node, (*path, key), read)
-            read.places[(*path, key)] = where
-        return values
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(loader, item, (*path, index), read) for index, item in enumerate(node.value)]
-    return loader.construct_object(node)
+        names = sorted(name for name in os.listdir(path.absolute().parent) if not name.startswith("."))
+    except (OSError, ValueError):
+        return f"there is no folder {path.absolute().parent}"
+    match = nearest(path.name, names)
+    if match is not None:
+        return f"did you mean {path.with_name(match)}?"
+    return f"{path.absolute().parent} holds {', '.join(names[:10]) or 'nothing'}{', ...' if len(names) > 10 else ''}"
 
 
 def _plain(value: Any) -> Any:
@@ -139,16 +88,21 @@ def _plain(value: Any) -> Any:
 
 
 def apply_override(read: Source, override: str) -> None:
-    """Sets one dotted key of a source, as in `train.learning_rate=3e-5`."""
+    """Sets one dotted key of a source, as in `train.learning_rate=3e-5`; an override that cannot be read is one of its problems."""
     key, equals, text = override.partition("=")
-    if not equals or not key or any(not part for part in key.split(".")):
-        raise InputError("spec.override", "an override has the form key=value", found=override, fix="for example train.epochs=2")
+    if not equals or not key or any(not part.strip() for part in key.split(".")):
+        fix = "for example train.epochs=2"
+        read.problems.append(Problem("spec.override", "an override has the form key=value", "the command line", override, fix))
+        return
+    path: tuple[str, ...] = tuple(key.split("."))
+    for known in [known for known in read.places if known[: len(path)] == path]:
+        del read.places[known]
     try:
-        value = yaml.load(text, Loader=_Loader) if text.strip() else ""
-    except yaml.YAMLError as error:
-        raise InputError("spec.override", "the value cannot be read", found=override, fix=_yaml_problem(error)) from error
-    path = key.split(".")
-    if path[0] == "data" and path[1:] in (["train"], ["validation"], ["test"], ["root"]):
+        value = parse_override(text, path, read, override)
+    except InputError as error:
+        read.problems += error.problems
+        return
+    if path in CURRENT_FOLDER_KEYS or (path == ("data",) and isinstance(value, (str, list))):
         value = _from_current_folder(value)
     target = read.values
     for depth, part in enumerate(path[:-1]):
@@ -159,47 +113,72 @@ def apply_override(read: Source, override: str) -> None:
         target[part] = inner
         target = inner
     target[path[-1]] = value
-    for known in [known for known in read.places if known[: len(path)] == tuple(path)]:
-        del read.places[known]
-    read.places[tuple(path)] = f"override {override}"
 
 
 def _from_current_folder(value: Any) -> Any:
     if isinstance(value, list):
         return [_from_current_folder(item) for item in value]
-    is_path = isinstance(value, str) and not value.startswith("hub:") and value != "none" and not value.endswith("%")
-    return str(Path(value).absolute()) if is_path else value
+    is_path = isinstance(value, str) and value.strip() and not value.startswith("hub:") and value != "none" and not value.endswith("%")
+    return os.path.abspath(os.path.expanduser(value)) if is_path else value
 
 
 def validate(read: Source) -> RunSpec:
-    """The spec that the values mean, or every problem that they have."""
+    """The spec that the values mean.
+
+    Raises InputError with every problem that they have.
+    """
     values = _expand(read)
-    problems: list[Problem] = []
-    records: dict[str, Any] = {}
+    problems = list(read.problems)
+    sections: dict[str, type[NamedSection]] = {"task": _UnknownSection, "method": _UnknownSection}
     for kind, registry in (("task", TASKS), ("method", METHODS)):
         section = values.get(kind)
         name = section.get("name") if isinstance(section, dict) else None
         if isinstance(name, str):
             try:
-                records[kind] = registry.get(name)
+                sections[kind] = registry.get(name).spec
             except InputError as error:
                 problem = error.problems[0]
-                problems.append(Problem(problem.code, problem.problem, read.place((kind, "name")), name, problem.fix))
+                problems.append(replace(problem, where=read.place((kind, "name")), found=name))
+    model = spec_model(sections["task"], sections["method"])
+    try:
+        spec = model.model_validate(values)
+    except ValidationError as error:
+        problems += _problems(error, read, model)
+    except RecursionError:
+        problems.append(Problem("spec.value", "the values are nested too deeply", read.name))
     if problems:
         raise InputError.from_problems(problems)
-    model = spec_model(*(records[kind].spec if kind in records else NamedSection for kind in ("task", "method")))
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = [_problem(detail, read, model) for detail in error.errors()]
-        unique = {(problem.where, problem.problem): problem for problem in problems}
-        raise InputError.from_problems(list(unique.values())) from None
+    spec.remember_places(read.places_by_key)
+    return spec
+
+
+class _UnknownSection(NamedSection):
+    """Of a task or method that does not exist: what belongs to it is not known."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 @cache
 def spec_model(task: type[NamedSection], method: type[NamedSection]) -> type[RunSpec]:
     """RunSpec with the sections of one task and one method."""
     return create_model("RunSpec", __base__=RunSpec, task=(task, ...), method=(method, ...))
+
+
+def naming_places(function: Callable[P, T]) -> Callable[P, T]:
+    """For a function of a spec (or of what has a `spec`): its InputErrors say on which line of the spec a setting stands."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            first: Any = args[0] if args else None
+            spec = first if isinstance(first, RunSpec) else getattr(first, "spec", None)
+            if isinstance(spec, RunSpec):
+                error.problems = [replace(problem, where=spec.place(problem.where)) for problem in error.problems]
+            raise
+
+    return run
 
 
 def _expand(read: Source) -> dict[str, Any]:
@@ -214,61 +193,118 @@ def _expand(read: Source) -> dict[str, Any]:
         data = dict(values["data"])
         root = data.get("root", ".")
         if isinstance(root, str):
-            data["root"] = str(read.folder / root)
+            data["root"] = os.path.join(read.folder, os.path.expanduser(root))
         values["data"] = data
     if isinstance(values.get("model"), dict) and isinstance(values["model"].get("name"), str):
-        folder = read.folder / Path(values["model"]["name"]).expanduser()
-        if folder.is_dir() and ("/" in values["model"]["name"] or values["model"]["name"].startswith(".")):
-            values["model"] = {**values["model"], "name": str(folder.resolve())}
+        name = values["model"]["name"]
+        is_override = read.place(("model", "name")).startswith("override ")
+        folder = os.path.join(Path.cwd() if is_override else read.folder, os.path.expanduser(name))
+        if os.path.isdir(folder) and ("/" in name or name.startswith(".")):
+            values["model"] = {**values["model"], "name": os.path.realpath(folder)}
     return values
 
 
-def _problem(detail: Any, read: Source, model: type[BaseModel]) -> Problem:
-    """One of pydantic's errors in the words of the spec."""
-    path = tuple(part for part in detail["loc"])
-    key_path = _known_path(path, model)
-    key = ".".join(map(str, key_path))
-    where = read.place(key_path)
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        owner = _section_at(model, key_path[:-1])
-        names = list(owner.model_fields) if owner else []
-        named = read.values.get(str(key_path[0])) if key_path else None
-        owner_name = f" of {_name_of(named)}" if len(key_path) == 2 and key_path[0] in NAMED_SECTIONS else ""
-        return Problem(
-            "spec.unknown_key", f"{key} does not exist{owner_name}", where, str(key_path[-1]), did_you_mean(str(key_path[-1]), names)
-        )
-    if kind == "missing":
-        example = {
-            "data": "data: {train: reviews.csv}",
-            "task": "task: text_classification",
-            "model": "model: minilm",
-            "method": "method: full",
-        }
-        return Problem("spec.missing_key", f"{key} is missing", where, fix=f"add `{example.get(key, key + ': ...')}`")
-    found = "null" if detail["input"] is None else repr(detail["input"])
-    return Problem("spec.value", f"{key} {_expectation(detail)}", where, found[:200], _value_fix(model, key_path))
+EXAMPLES = {
+    "data": "data: {train: reviews.csv}",
+    "data.train": "train: reviews.csv",
+    "task": "task: text_classification",
+    "model": "model: minilm",
+    "method": "method: full",
+}
+"""What to add where a key is missing."""
 
 
-def _name_of(section: Any) -> str:
-    return str(section.get("name")) if isinstance(section, dict) else str(section)
+def _problems(error: ValidationError, read: Source, model: type[BaseModel]) -> list[Problem]:
+    """Pydantic's errors in the words of the spec, one for each key: the branches of a union are said together."""
+    by_key: dict[KeyPath, list[Any]] = {}
+    for detail in error.errors():
+        by_key.setdefault(_known_path(detail["loc"], read, model), []).append(detail)
+    return [_problem(path, details, read, model) for path, details in by_key.items()]
+
+
+def _problem(path: KeyPath, details: Sequence[Any], read: Source, model: type[BaseModel]) -> Problem:
+    key = ".".join(map(str, path))
+    where = read.place(path)
+    kinds = {detail["type"] for detail in details}
+    if "extra_forbidden" in kinds:
+        return _unknown_key(path, key, where, read, model)
+    if "missing" in kinds:
+        return Problem("spec.missing_key", f"{key} is missing", where, fix=f"add `{EXAMPLES.get(key, f'{path[-1]}: ...')}`")
+    # the branch of a union that got furthest says most
+    deepest = max(len(detail["loc"]) for detail in details)
+    value = next(detail["input"] for detail in details if len(detail["loc"]) == deepest)
+    wanted = " or ".join(dict.fromkeys(_expectation(detail) for detail in details))
+    found = "null" if value is None else _shown(value)
+    unquoted = isinstance(value, (bool, int, float)) and "string_type" in kinds
+    fix = f'if it is meant as text, write it in quotes: "{_shown(value)}"; ' if unquoted else ""
+    return Problem("spec.value", f"{key} should be {wanted}", where, found[:200], fix + _value_fix(model, path))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value).replace("nan", ".nan").replace("inf", ".inf")
+    try:
+        return repr(value)
+    except RecursionError:
+        return "a value that contains itself"
+
+
+def _unknown_key(path: KeyPath, key: str, where: str, read: Source, model: type[BaseModel]) -> Problem:
+    name = str(path[-1])
+    owner = _section_at(model, path[:-1])
+    names = list(owner.model_fields) if owner else []
+    named = read.values.get(str(path[0]))
+    owner_name = f" of {named.get('name') if isinstance(named, dict) else named}" if len(path) == 2 and path[0] in NAMED_SECTIONS else ""
+    fix = did_you_mean(name, names)
+    if nearest(name, names) is None:
+        # a setting of another section is more likely than any of this one's
+        places = [(section, field) for section, kind in _sections(model) for field in kind.model_fields]
+        match = nearest(name, [field for _, field in places])
+        home = next((f"{section}.{field}" for section, field in places if field == match), "")
+        fix = f"did you mean {home}?" if home else fix
+    return Problem("spec.unknown_key", f"{key} does not exist{owner_name}", where, name, fix)
+
+
+def _sections(model: type[BaseModel]) -> Iterable[tuple[str, type[BaseModel]]]:
+    for name in model.model_fields:
+        section = _section_at(model, (name,))
+        if section is not None:
+            yield name, section
 
 
 def _expectation(detail: Any) -> str:
-    message = str(detail["msg"])
-    return message.replace("Input should be", "should be", 1).replace("Value error, ", "", 1)
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] in ("model_type", "dict_type"):
+        return "a mapping"
+    message = re.sub(r"^(?:Input )?should (?:be|have) ", "", message)
+    return (
+        message.replace("a valid string", "text")
+        .replace("a valid ", "a ")
+        .replace("a integer", "an integer")
+        .replace("a boolean", "true or false")
+    )
 
 
-def _known_path(path: tuple[Any, ...], model: type[BaseModel]) -> tuple[Any, ...]:
+def _known_path(path: tuple[Any, ...], read: Source, model: type[BaseModel]) -> KeyPath:
     """The part of pydantic's location that is a key of the spec, without the branches of unions."""
     known: list[Any] = []
     owner: type[BaseModel] | None = model
     for part in path:
-        if owner is None:
-            break
-        known.append(part)
-        owner = _section_at(owner, (part,)) if part in owner.model_fields else None
+        if owner is not None:
+            known.append(part)
+            owner = _section_at(owner, (part,)) if part in owner.model_fields else None
+        elif (*known, part) in read.places or _holds(read.values, known, part):
+            known.append(part)
     return tuple(known)
+
+
+def _holds(values: Any, path: Sequence[Any], key: Any) -> bool:
+    """Whether the value at `path` is a list or mapping with this key."""
+    for part in path:
+        values = values.get(part) if isinstance(values, dict) else None
+    return key in values if isinstance(values, dict) else isinstance(values, list) and isinstance(key, int)
 
 
 def _section_at(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None:
@@ -276,7 +312,7 @@ def _section_at(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] 
     for part in path:
         field = owner.model_fields.get(str(part)) if owner else None
         annotation = field.annotation if field else None
-        owner = cast(type[BaseModel], annotation) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        owner = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
     return owner
 
 

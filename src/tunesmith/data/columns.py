@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from tunesmith.errors import InputError, did_you_mean
+from tunesmith.errors import InputError, Problem, did_you_mean
 from tunesmith.registry import Decision, Role
 from tunesmith.spec import DataSpec
 
@@ -48,7 +49,7 @@ def _kind(present: Sequence[Any], texts: Sequence[str], distinct: int, words: fl
         return "constant"
     numbers = [_number(text) for text in texts]
     if all(number is not None for number in numbers):
-        steps = {second - first for first, second in zip(numbers, numbers[1:], strict=False) if first is not None and second is not None}
+        steps = {second - first for first, second in pairwise(numbers) if first is not None and second is not None}
         if len(texts) > 10 and steps == {1.0}:
             return "index"
         whole = all("." not in text and "e" not in text.lower() for text in texts)
@@ -105,21 +106,23 @@ def assign_columns(
 
 def _check_given(given: dict[str, str], names: Sequence[str], roles: Sequence[Role]) -> None:
     known = [role.name for role in roles]
+    problems: list[Problem] = []
     for role, column in given.items():
+        where = f"data.columns.{role}"
         if role not in known:
-            raise InputError(
-                "spec.unknown_key", f"data.columns.{role} is not a column of this task", found=role, fix=did_you_mean(role, known)
+            # the two may have been said the wrong way round: `review: text`
+            fix = f"the role comes first: {column}: {role}" if column in known and role in names else did_you_mean(role, known)
+            problems.append(Problem("spec.unknown_key", f"{where} is not a column of this task", where, role, fix))
+        elif column not in names:
+            problems.append(
+                Problem("data.missing_column", "the data has no column of this name", where, column, did_you_mean(column, names))
             )
-        if column not in names:
-            raise InputError(
-                "data.missing_column",
-                "the data has no column of this name",
-                where=f"data.columns.{role}",
-                found=column,
-                fix=did_you_mean(column, names),
-            )
-    if len(set(given.values())) < len(given):
-        raise InputError("spec.conflict", "data.columns gives two roles to one column", found=str(given), fix="name a column once")
+    for column in sorted({column for column in given.values() if list(given.values()).count(column) > 1}):
+        two = " and ".join(role for role in given if given[role] == column)
+        fix = "name another column for one of them"
+        problems.append(Problem("spec.conflict", "data.columns gives two roles to one column", "data.columns", f"{column} is {two}", fix))
+    if problems:
+        raise InputError.from_problems(problems)
 
 
 def find_pair(names: Sequence[str], facts: dict[str, ColumnFacts]) -> tuple[str, str] | None:
@@ -171,6 +174,7 @@ def _cannot_see(role: Role, free: Sequence[str], facts: dict[str, ColumnFacts], 
     return InputError(
         "data.ambiguous_columns",
         f"which column is the {role.name} cannot be seen",
+        where="data.columns",
         found=shown or "no column is left",
         fix=f"name them: data.columns={{{example}}}, pair only for pairs of texts",
     )

@@ -29,6 +29,7 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
         return -(-len(self.lengths) // self.rows_per_step)
 
     def order(self, epoch: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,9 @@ from tunesmith.data.columns import assign_columns
 from tunesmith.data.findings import Findings
 from tunesmith.data.sniff import Dialect, sniff
 from tunesmith.data.sources import BadLine, RawRow, find_files, is_datasets_folder, open_dataset, read_rows
-from tunesmith.errors import InputError, Problem, did_you_mean
+from tunesmith.errors import InputError, Problem, collected, did_you_mean
 from tunesmith.registry import Decision, Role
-from tunesmith.spec import DataSpec
+from tunesmith.spec import DataSpec, is_share
 
 if TYPE_CHECKING:
     import datasets
@@ -101,11 +102,16 @@ class RowFacts:
 def open_sources(data: DataSpec) -> Opened:
     """Looks at every source of the spec: files, formats, columns, a sample of rows."""
     origins: dict[str, list[Origin]] = {}
+    problems: list[Problem] = []
     for split in ("train", "validation", "test"):
         source = getattr(data, split)
-        if isinstance(source, float) or (isinstance(source, str) and (source == "none" or source.endswith("%"))):
+        if is_share(source) or source == "none":
             continue
-        origins[split] = _open_split(source, Path(data.root), data)
+        with collected(problems):
+            origins[split] = _open_split(source, Path(data.root), data)
+        problems = [problem if problem.where else replace(problem, where=f"data.{split}") for problem in problems]
+    if problems:
+        raise InputError.from_problems(problems)
     origins, decisions = _share_headers(origins)
     for split_origins in origins.values():
         for origin in split_origins:
@@ -128,7 +134,14 @@ def _open_split(source: str | list[str], root: Path, data: DataSpec) -> list[Ori
                 source, Dialect("datasets", names=names), rows, dataset._fingerprint, [dict(row) for row in islice(dataset, SAMPLE_ROWS)]
             )
         ]
-    return [_open_file(path, data) for path in find_files(source, root)]
+    opened: list[Origin] = []
+    problems: list[Problem] = []
+    for path in find_files(source, root):
+        with collected(problems):
+            opened.append(_open_file(path, data))
+    if problems:
+        raise InputError.from_problems(problems)
+    return opened
 
 
 def _open_file(path: Path, data: DataSpec) -> Origin:
@@ -175,17 +188,21 @@ def decide_columns(opened: Opened, data: DataSpec, roles: Sequence[Role]) -> tup
     Raises InputError when a file lacks one of them.
     """
     columns, decisions = assign_columns(opened.names, opened.sample, data, roles)
-    for origins in opened.origins.values():
-        for origin in origins:
-            missing = [column for column in columns.values() if column not in origin.dialect.names]
-            if missing:
-                raise InputError(
-                    "data.missing_column",
-                    f"the file has no column {missing[0]}",
-                    where=f"{origin.name}:1",
-                    found=f"columns {', '.join(origin.dialect.names)}",
-                    fix=did_you_mean(missing[0], origin.dialect.names) + " (data.columns and data.header say how columns are found)",
-                )
+    problems = [
+        Problem(
+            "data.missing_column",
+            f"the file has no column {column}",
+            f"{origin.name}:1",
+            f"columns {', '.join(origin.dialect.names)}",
+            did_you_mean(column, origin.dialect.names) + " (data.columns and data.header say how columns are found)",
+        )
+        for origins in opened.origins.values()
+        for origin in origins
+        for column in columns.values()
+        if column not in origin.dialect.names
+    ]
+    if problems:
+        raise InputError.from_problems(problems)
     return columns, decisions
 
 
@@ -211,7 +228,7 @@ def _canonical_rows(
     origins: Sequence[Origin], columns: dict[str, str], roles: Sequence[Role], findings: Findings
 ) -> Iterator[dict[str, Any]]:
     for number, origin in enumerate(origins):
-        for raw in origin.rows():
+        for raw in _rows_to_the_end(origin, findings):
             if isinstance(raw, BadLine):
                 findings.add(raw.problem)
                 continue
@@ -232,18 +249,40 @@ def _canonical_rows(
                 findings.add(problem, raw.values)
 
 
+def _rows_to_the_end(origin: Origin, findings: Findings) -> Iterator[RawRow | BadLine]:
+    """The rows of a file; when it breaks off, that is one finding more, unless bad rows are skipped: a file that breaks off is no bad row."""
+    try:
+        yield from origin.rows()
+    except InputError as error:
+        if findings.skip:
+            raise
+        for problem in error.problems:
+            findings.add(problem)
+
+
 Canonical = tuple[Any, tuple[str, str, str] | None]
 _SKIP = "correct the row, or data.on_bad_row=skip"
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: null, white space, or NaN, which is how tables write null among numbers."""
+    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and math.isnan(value))
+
+
+def name_kind(value: Any) -> str:
+    """A type in the words of data files."""
+    names = {type(None): "null", bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
 def canonical_text(value: Any) -> Canonical:
     """A text as it is, or (code, problem, fix)."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if is_missing(value):
         return None, ("data.empty_text", "the row has no text", _SKIP)
     if not isinstance(value, str):
         return None, (
             "data.column_type",
-            f"the text is a {type(value).__name__}",
+            f"the text is {name_kind(value)}",
             "write it as a string, or name another column in data.columns",
         )
     return value, None
@@ -251,7 +290,7 @@ def canonical_text(value: Any) -> Canonical:
 
 def canonical_label(value: Any) -> Canonical:
     """A label cell as a list of strings, or (code, problem, fix)."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if is_missing(value):
         return None, ("data.empty_label", "the row has no label", _SKIP)
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     labels: list[str] = []
@@ -261,7 +300,7 @@ def canonical_label(value: Any) -> Canonical:
         elif isinstance(part, (str, int, float)):
             labels.append(str(part))
         else:
-            return None, ("data.column_type", f"a label is a {type(part).__name__}", "a label is a string, a number or a list of these")
+            return None, ("data.column_type", f"a label is {name_kind(part)}", "a label is a string, a number or a list of these")
     return labels, None
 
 

@@ -48,7 +48,7 @@ def _existing(name: str, root: Path) -> Path:
     if name.startswith("hub:"):
         fix = "name the dataset alone; or write it to a folder with save_to_disk"
         raise InputError("spec.value", "a dataset of the hub cannot be one of several files", found=name, fix=fix)
-    path = root / Path(name).expanduser()
+    path = root / os.path.expanduser(name)
     try:
         exists = path.exists()
     except (OSError, ValueError) as error:
@@ -140,7 +140,7 @@ def open_dataset(source: str, root: Path) -> Dataset:
         return _load_hub(source)
     from datasets import DatasetDict, load_from_disk
 
-    folder, split = _without_split(root / Path(source).expanduser())
+    folder, split = _without_split(root / os.path.expanduser(source))
     if not is_datasets_folder(folder):
         _existing(str(folder), root)
         fix = "name a folder that `save_to_disk` of datasets wrote"

@@ -8,22 +8,14 @@ import numpy as np
 
 from tunesmith.data.findings import Findings
 from tunesmith.data.rows import Rows
-from tunesmith.errors import InputError, Problem
+from tunesmith.errors import Problem
+from tunesmith.spec import is_share
+from tunesmith.spec import share_of as parse_share
 
 
 def share_of(validation: str | list[str] | float) -> float | None:
     """The share that `data.validation` asks for, or None when it names a source."""
-    if isinstance(validation, float):
-        return validation
-    if not isinstance(validation, str) or not validation.endswith("%"):
-        return None
-    try:
-        share = float(validation[:-1]) / 100
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
-        raise InputError("spec.value", "data.validation is not a share", found=validation, fix="a share such as 10%, a file, or none")
-    return share
+    return parse_share(validation) if isinstance(validation, (str, float)) and is_share(validation) else None
 
 
 def split_rows(

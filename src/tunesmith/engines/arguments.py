@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import InputError, did_you_mean
+from tunesmith.errors import InputError, Problem, did_you_mean
 from tunesmith.registry import TASKS
 from tunesmith.spec import RunSpec, TrainSpec
 
@@ -56,20 +56,35 @@ def training_arguments(spec: RunSpec, num_steps: int, folder: Path) -> TrainingA
     """TrainingArguments of a resolved spec that takes `num_steps` in all, with `train.extra` merged in.
 
     One step of the trainer is one optimizer step: accumulation is part of the batch plan.
-    Raises InputError when `train.extra` contradicts the spec, has no effect, or is refused upstream.
     """
     from transformers import TrainingArguments
 
-    own = _own_arguments(spec, num_steps, folder)
+    return TrainingArguments(**{**_own_arguments(spec, num_steps, folder), **spec.train.extra})
+
+
+def check_extra(spec: RunSpec) -> None:
+    """Raises InputError when `train.extra` of a resolved spec contradicts the rest, has no effect, or is refused upstream."""
     extra = spec.train.extra
-    _check_extra(extra, own, [field.name for field in dataclasses.fields(TrainingArguments) if field.init])
+    if not extra:
+        return
+    from transformers import TrainingArguments
+
     try:
-        return TrainingArguments(**{**own, **extra})
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        own = _own_arguments(spec, 1, Path("."))
+    except KeyError:  # an unknown metric, which is an error of its own
+        return
+    problems = _extra_problems(extra, own, [field.name for field in dataclasses.fields(TrainingArguments) if field.init])
+    if problems:
+        raise InputError.from_problems(problems)
+    try:
+        TrainingArguments(**{**own, **extra})
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever it says, the settings are the cause: without them the class takes ours
         raise InputError(
             "spec.trainer_argument",
             "TrainingArguments refuses the settings",
-            where="train.extra",
+            where=f"train.extra.{next(iter(extra))}" if len(extra) == 1 else "train.extra",
             found=" ".join(str(error).split())[:300],
             fix="correct or leave out: " + ", ".join(extra),
         ) from error
@@ -125,28 +140,22 @@ def _warmup_steps(warmup: float, steps: int) -> int:
     return int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
 
 
-def _check_extra(extra: dict[str, Any], own: dict[str, Any], known: list[str]) -> None:
+def _extra_problems(extra: dict[str, Any], own: dict[str, Any], known: list[str]) -> list[Problem]:
+    problems: list[Problem] = []
     for name, value in extra.items():
         where = f"train.extra.{name}"
-        if name not in known:
-            raise InputError(
-                "spec.trainer_argument",
-                "the installed TrainingArguments has no such field",
-                where=where,
-                found=name,
-                fix=did_you_mean(name, known),
-            )
-        if name in WITHOUT_EFFECT:
-            raise InputError(
-                "spec.no_effect", f"{name} would have no effect", where=where, found=f"{name}={value}", fix=WITHOUT_EFFECT[name]
-            )
-        if (name in own or name in SPEC_KEYS) and own.get(name) != value:
+        shown = f"{name}={value}"[:100]
+        if name in TrainSpec.model_fields and name not in known:
+            problem = f"{name} is a setting of the train section"
+            problems.append(Problem("spec.trainer_argument", problem, where, shown, f"say it as train.{name}"))
+        elif name not in known:
+            problem = "the installed TrainingArguments has no such field"
+            problems.append(Problem("spec.trainer_argument", problem, where, name, did_you_mean(name, known)))
+        elif name in WITHOUT_EFFECT:
+            problems.append(Problem("spec.no_effect", f"{name} would have no effect", where, shown, WITHOUT_EFFECT[name]))
+        elif (name in own or name in SPEC_KEYS) and own.get(name) != value:
             key = SPEC_KEYS.get(name, name)
             fix = f"say it as train.{key}" if key in TrainSpec.model_fields else "leave it out: tunesmith sets it"
-            raise InputError(
-                "spec.conflict",
-                f"{name} contradicts the spec",
-                where=where,
-                found=f"{name}={value}, and the spec makes it {own.get(name)}",
-                fix=fix,
-            )
+            found = f"{shown}, and the spec makes it {own.get(name)}"
+            problems.append(Problem("spec.conflict", f"{name} contradicts the spec", where, found, fix))
+    return problems

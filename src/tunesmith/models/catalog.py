@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,8 +70,8 @@ def find_model(model: ModelSpec) -> ModelFiles:
     A folder or a packaged model never touches the network; a hub id is taken from the local hub cache or downloaded to it.
     Raises InputError when it is not to be had.
     """
-    folder = Path(model.name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(model.name))
+    if os.path.isdir(folder):
         if not (folder / "config.json").exists():
             raise InputError(
                 "model.not_found",

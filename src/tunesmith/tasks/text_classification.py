@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tunesmith.errors import InputError, did_you_mean, nearest
+from pydantic import Field, field_validator
+
+from tunesmith.errors import InputError, Problem, did_you_mean, nearest
 from tunesmith.metrics.classification import ClassMeter, MultiLabelMeter, RegressionMeter
 from tunesmith.registry import Decision, Meter, Role, Task
 from tunesmith.spec import Auto, NamedSection, PositiveInt
+from tunesmith.strict import near_file
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +40,51 @@ class TextClassificationSpec(NamedSection):
     """What stands between several labels in one cell; `none` when nothing does."""
     label_pattern: str = "none"
     """A regular expression that cuts the label out of its cell: its first group, or all it matches from the start."""
-    class_weights: dict[str, float] | Literal["none"] | Auto = "none"
+    class_weights: dict[str, Annotated[float, Field(gt=0)]] | Literal["none"] | Auto = "none"
     """Weight of each class in the loss; `auto` weighs classes (or, with several labels, positives) by how rare they are."""
     max_length: PositiveInt | Auto = "auto"
     """Tokens after which a text is cut."""
+
+    @field_validator("labels")
+    @classmethod
+    def _are_classes(cls, labels: Any, info: Any) -> Any:
+        if labels == "auto" or info.data.get("problem_type") == REGRESSION:
+            return labels
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"should be different classes, and {', '.join(twice)} is said twice")
+        if len(labels) < 2 or not all(label.strip() for label in labels):
+            raise ValueError("should be two classes or more, none of them empty")
+        return labels
+
+    @field_validator("label_names")
+    @classmethod
+    def _are_names(cls, names: Any) -> Any:
+        check_names(names if isinstance(names, list) else list(names.values()) if isinstance(names, dict) else ["one", "two"])
+        return names
+
+    @field_validator("label_pattern")
+    @classmethod
+    def _is_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"should be a regular expression of Python: {error}") from None
+        return pattern
+
+    @field_validator("label_separator")
+    @classmethod
+    def _separates(cls, separator: str) -> str:
+        if not separator:
+            raise ValueError("should be the text between two labels, auto or none")
+        return separator
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError when these cannot be the names of classes."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"should be different names, and {', '.join(twice)} is said twice")
+    if len(names) < 2 or not all(name.strip() for name in names):
+        raise ValueError("should be two names or more, none of them empty")
 
 
 def recognise(preview: Any) -> str | None:
@@ -65,19 +109,41 @@ def decide(section: TextClassificationSpec, facts: Any) -> list[Decision]:
     for cell, count in counts.items():
         for label in cell_labels(section, cell) or ():
             label_counts[label] += count
+    if counts and not label_counts and section.problem_type == SINGLE:
+        raise _no_label(section, counts)
     section = _decide_labels(section, facts, label_counts, decisions)
     if section.class_weights == "auto":
         decisions.append(_decide_weights(section, label_counts, facts.num_rows))
-    elif isinstance(section.class_weights, dict) and set(section.class_weights) != set(section.labels):
-        wrong = sorted(set(section.class_weights) ^ set(section.labels))[0]
-        raise InputError(
-            "spec.conflict",
-            "class_weights needs one weight for each class",
-            where="task.class_weights",
-            found=wrong,
-            fix=did_you_mean(wrong, section.labels),
-        )
+    elif isinstance(section.class_weights, dict):
+        _check_weights(section.class_weights, section.labels)
     return decisions
+
+
+def _no_label(section: TextClassificationSpec, counts: Counter[tuple[str, ...]]) -> InputError:
+    setting = "label_pattern" if section.label_pattern != "none" else "label_names"
+    return InputError(
+        "spec.conflict",
+        f"task.{setting} fits no label of the training rows",
+        where=f"task.{setting}",
+        found=f"labels such as {', '.join(repr(', '.join(cell)[:60]) for cell, _ in counts.most_common(3))}",
+        fix=f"correct task.{setting}, or leave it out; or name another column in data.columns",
+    )
+
+
+def _check_weights(weights: Mapping[str, float], labels: Sequence[str]) -> None:
+    problems = [
+        Problem("spec.conflict", f"class_weights names a class that does not exist: {name}", f"task.class_weights.{name}", name, fix)
+        for name in weights
+        if name not in labels
+        for fix in [did_you_mean(name, labels)]
+    ]
+    missing = [label for label in labels if label not in weights]
+    if missing:
+        fix = "give each class a weight; 1 changes nothing"
+        problem = "class_weights needs one weight for each class"
+        problems.append(Problem("spec.conflict", problem, "task.class_weights", f"none for {', '.join(missing)}", fix))
+    if problems:
+        raise InputError.from_problems(problems)
 
 
 def _take(section: TextClassificationSpec, decisions: list[Decision], field: str, value: Any, because: str) -> TextClassificationSpec:
@@ -89,17 +155,24 @@ def _decide_names(section: TextClassificationSpec, facts: Any, decisions: list[D
     if not isinstance(section.label_names, str) or section.label_names == "none":
         return section
     path = Path(facts.root) / section.label_names
+    fix = "a file with one name a line, in UTF-8; or the names themselves: [first, second]"
     try:
-        names = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        near = near_file(path)
+        problem, found = "the file of label names cannot be read", f"{path}: {getattr(error, 'strerror', None) or error}"
+        raise InputError("data.no_such_file", problem, where="task.label_names", found=found, fix=f"{near}; or {fix}") from None
+    try:
+        names = [name.strip() for name in content.decode("utf-8-sig").splitlines() if name.strip()]
+        check_names(names)
+    except UnicodeDecodeError as error:
+        where = f"{path.name}:{content.count(bytes([10]), 0, error.start) + 1}"
+        found = f"byte 0x{content[error.start]:02x}"
         raise InputError(
-            "data.no_such_file",
-            "the file of label names cannot be read",
-            where="task.label_names",
-            found=f"{path}: {error}",
-            fix="one name a line, in UTF-8",
-        ) from error
-    names = [name.strip() for name in names if name.strip()]
+            "data.encoding", "the file of label names is not UTF-8", where=where, found=found, fix="save it as UTF-8"
+        ) from None
+    except ValueError as error:
+        raise InputError("spec.value", f"the file of label names {error}", where=path.name, fix=fix) from None
     return _take(section, decisions, "label_names", names, f"{len(names)} names in {path.name}")
 
 
@@ -157,26 +230,25 @@ def _decide_problem_type(
 
 
 def _check_settings(section: TextClassificationSpec) -> None:
+    problems: list[Problem] = []
+
     def refuse(field: str, because: str) -> None:
-        raise InputError("spec.no_effect", f"task.{field} has no effect {because}", where=f"task.{field}", fix="leave it out")
+        found = f"{field}: {getattr(section, field)}"[:100]
+        problems.append(Problem("spec.no_effect", f"task.{field} has no effect {because}", f"task.{field}", found, "leave it out"))
 
     if section.problem_type == REGRESSION:
-        for field in ("labels", "label_names", "class_weights"):
-            if getattr(section, field) not in ("none", "auto", []) or (field == "class_weights" and section.class_weights != "none"):
+        for field, idle in (
+            ("labels", ("auto", [])),
+            ("label_names", ("none",)),
+            ("class_weights", ("none",)),
+            ("label_pattern", ("none",)),
+        ):
+            if getattr(section, field) not in idle:
                 refuse(field, "on a regression")
     if section.problem_type != MULTI and section.label_separator != "none":
         refuse("label_separator", f"on a {section.problem_type}")
-    if section.label_pattern != "none":
-        try:
-            re.compile(section.label_pattern)
-        except re.error as error:
-            raise InputError(
-                "spec.value",
-                "task.label_pattern is not a regular expression",
-                where="task.label_pattern",
-                found=section.label_pattern,
-                fix=str(error),
-            ) from error
+    if problems:
+        raise InputError.from_problems(problems)
 
 
 def _decide_labels(
@@ -189,16 +261,15 @@ def _decide_labels(
             raise InputError(
                 "data.one_class",
                 "every training row has the same label",
+                where="data.columns",
                 found=", ".join(labels) or "no label",
-                fix="a classifier needs two classes or more",
+                fix="a classifier needs two classes or more: add rows of another, or name the right column in data.columns",
             )
         if facts.pretrained_labels and set(facts.pretrained_labels) == set(labels):
             return _take(
                 section, decisions, "labels", list(facts.pretrained_labels), "the order of the checkpoint, which has the same labels"
             )
         return _take(section, decisions, "labels", labels, f"the {len(labels)} labels of the training rows")
-    if len(section.labels) < 2 or len(set(section.labels)) < len(section.labels):
-        raise InputError("spec.value", "task.labels names two different classes or more", where="task.labels", found=str(section.labels))
     absent = [label for label in section.labels if not label_counts[label]]
     if absent:
         decisions.append(Decision("task.labels", section.labels, f"no training row has {', '.join(absent)}"))
@@ -270,6 +341,8 @@ def cell_labels(section: TextClassificationSpec, cell: Sequence[str]) -> list[st
         if not all(matches):
             return None
         parts = [(match.group(1) if match.re.groups else match.group(0)) or "" for match in matches if match]
+        if not all(parts):
+            return None
     if section.label_names == "none" or isinstance(section.label_names, str):
         return parts
     names = (
@@ -305,13 +378,11 @@ def _lint_number(cell: Sequence[str]) -> tuple[str, str, str, str] | None:
 def _lint_cell(section: TextClassificationSpec, cell: Sequence[str]) -> tuple[str, str, str, str] | None:
     labels = cell_labels(section, cell)
     if labels is None:
-        names = section.label_names.values() if isinstance(section.label_names, dict) else section.label_names
-        fix = (
-            f"task.label_pattern is {section.label_pattern}"
-            if section.label_pattern != "none"
-            else f"task.label_names knows {len(list(names))} labels"
-        )
-        return "data.unknown_label", "the label has no name, or does not fit the pattern", ", ".join(cell), fix
+        if section.label_pattern != "none":
+            problem, setting = "the label does not fit task.label_pattern, or has no name", "task.label_pattern"
+        else:
+            problem, setting = "the label has no name in task.label_names", "task.label_names"
+        return "data.unknown_label", problem, repr(", ".join(cell))[:100], f"correct the row or {setting}; or data.on_bad_row=skip"
     if section.problem_type == SINGLE and len(labels) != 1:
         return (
             "data.unknown_label",
@@ -325,7 +396,7 @@ def _lint_cell(section: TextClassificationSpec, cell: Sequence[str]) -> tuple[st
                 "data.unknown_label",
                 "the label is not one of the task's",
                 repr(label),
-                f"{did_you_mean(label, section.labels)} (if it is meant: name all classes in task.labels)",
+                f"{did_you_mean(label, section.labels)} If it is meant, name all classes in task.labels; data.on_bad_row=skip leaves it out",
             )
     return None
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.rows import Opened, decide_columns, open_sources
-from tunesmith.errors import InputError, did_you_mean
+from tunesmith.data.sources import shorten_name
+from tunesmith.errors import InputError
 from tunesmith.registry import TASKS, Decision
 from tunesmith.schema import comment_spec
 from tunesmith.spec import DataSpec, RunSpec
-from tunesmith.strict import SPEC_SUFFIXES, Source, apply_override, read_source, validate
+from tunesmith.spec_file import Source
+from tunesmith.strict import SPEC_SUFFIXES, apply_override, near_file, read_source, validate
 
 SPEC_SECTIONS = ("task", "model", "method", "train")
 
@@ -43,14 +46,16 @@ def is_spec_file(path: str | Path) -> bool:
 
 
 def _data_source(path: str) -> Source:
-    read = Source({"data": {"train": path if path.startswith("hub:") else str(Path(path).absolute())}}, "the command line", Path.cwd())
-    if not path.startswith("hub:") and not Path(path.rpartition("@")[0] if "@" in path and not Path(path).exists() else path).exists():
-        folder = Path(path).absolute().parent
-        names = [item.name for item in folder.iterdir()] if folder.is_dir() else []
-        raise InputError(
-            "spec.no_such_file", "there is no such spec or data file", found=path, fix=did_you_mean(Path(path).name, sorted(names))
-        )
-    return read
+    if not path.strip():
+        raise InputError("spec.no_such_file", "the name of the spec or data file is empty", fix="name a file")
+    if path.startswith("hub:"):
+        return Source({"data": {"train": path}}, "the command line", Path.cwd())
+    absolute = os.path.abspath(os.path.expanduser(path))
+    folder, at, _ = absolute.rpartition("@")
+    if not os.path.exists(absolute) and not (at and os.path.exists(folder)):
+        fix = near_file(Path(absolute))
+        raise InputError("spec.no_such_file", "there is no such spec or data file", found=shorten_name(path), fix=fix)
+    return Source({"data": {"train": absolute}}, "the command line", Path.cwd())
 
 
 def _with_files(source: Any) -> Any:
@@ -67,21 +72,14 @@ def _with_files(source: Any) -> Any:
 
 def _fill_in(read: Source) -> None:
     """Names the task, the model and the method where the spec does not."""
-    if "data" not in read.values or not isinstance(read.values["data"], (dict, str, list)):
-        return
-    if "method" not in read.values:
-        read.values["method"] = "full"
-    task = read.values.get("task")
-    if task is None:
-        task = next(iter(TASKS.names()))
-        read.values["task"] = task
-    name = task.get("name") if isinstance(task, dict) else task
-    if isinstance(task, dict) and name is None:
-        task["name"] = name = next(iter(TASKS.names()))
-    if isinstance(read.values.get("method"), dict):
-        read.values["method"].setdefault("name", "full")
-    if "model" not in read.values and isinstance(name, str) and name in TASKS.names():
-        read.values["model"] = TASKS.get(name).default_model
+    values, default = read.values, next(iter(TASKS.names()))
+    for kind, name in (("task", default), ("method", "full")):
+        section = values.setdefault(kind, name)
+        if isinstance(section, dict):
+            section.setdefault("name", name)
+    if "model" not in values:
+        task = values["task"].get("name") if isinstance(values["task"], dict) else values["task"]
+        values["model"] = TASKS.get(task if task in TASKS.names() else default).default_model
 
 
 def write_spec(data: str, task: str | None = None, model: str | None = None) -> str:
