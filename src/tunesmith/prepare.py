@@ -124,9 +124,9 @@ def _check_rows(
     section = decided.spec.task
     texts: dict[str, np.ndarray] = {}
     for split in rows:
-        good = lint_labels(rows[split], task, section, findings)
+        rows[split] = rows[split].select(np.flatnonzero(lint_labels(rows[split], task, section, findings)))
         hashes = text_hashes(rows[split])
-        good &= lint_contradictions(rows[split], hashes, findings)
+        good = lint_contradictions(rows[split], hashes, task, section, findings)
         rows[split], texts[split] = rows[split].select(np.flatnonzero(good)), hashes[good]
     share = share_of(spec.data.validation)
     duplicates = num_duplicates(texts["train"])
@@ -148,7 +148,8 @@ def _check_rows(
         # The rows that are left decide anew: a label that only bad rows had is not a class.
         facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
         decided = resolved.decide(task.decide(spec.task, facts))
-    return PreparedData(decided, task, opened, columns, facts, rows, findings, work, duplicates)
+    ordered = {split: rows[split] for split in ("train", "validation", "test") if split in rows}
+    return PreparedData(decided, task, opened, columns, facts, ordered, findings, work, duplicates)
 
 
 def _cut_validation(

@@ -71,6 +71,8 @@ class Task:
     """(section, facts of the training rows) -> what becomes of each `auto` of the section."""
     lint: Callable[[Any, dict[str, list[Any]]], Iterable[tuple[int, tuple[str, str, str, str]]]]
     """(section, batch of canonical rows) -> (row in batch, (code, problem, found, fix)) of rows the task cannot use."""
+    target: Callable[[Any, Sequence[str]], Any]
+    """(section, label cell) -> what the model learns from it, as `encode` puts it in labels."""
     stratify: Callable[[Any, Sequence[Any]], tuple[list[str], bool]]
     """(section, label cells of all rows) -> a stratum for each row, and whether each stratum must be on both sides of a split."""
     head: Callable[[Any], dict[str, Any]]

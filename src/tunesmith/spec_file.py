@@ -22,7 +22,18 @@ KeyPath = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of its version 1.2: `2e-5` is a number, `no` and `on` are words."""
+    """YAML with the scalars of its version 1.2: `2e-5` is a number, `no` and `on` are words; nested no deeper than a spec needs."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Composes a node and all in it."""
+        self.depth += 1
+        if self.depth > MOST_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"values nested more than {MOST_DEPTH} deep", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -93,9 +104,6 @@ def _compose(text: str, name: str, wanted: str) -> Any:
     problem = f"the spec is not {wanted}" if is_file else f"the override is not {wanted}"
     try:
         return yaml.compose(text, Loader=_Loader)
-    except RecursionError:
-        fix = f"a spec has at most {MOST_DEPTH} levels"
-        raise InputError(code, "the values are nested too deeply", where=where, fix=fix) from None
     except yaml.YAMLError as error:
         line = _error_line(error, text)
         where = f"{name}:{line}" if line and is_file else name
@@ -121,6 +129,8 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 def _yaml_fix(error: yaml.YAMLError, wanted: str) -> str:
     found = str(getattr(error, "problem", ""))
+    if "nested" in found:
+        return f"a spec has at most {MOST_DEPTH} levels"
     if "'\\t'" in found:
         return "indent with spaces: YAML takes no tabs"
     if "undefined alias" in found or "found character" in found:

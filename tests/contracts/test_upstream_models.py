@@ -136,3 +136,13 @@ def test_peft_alone_loads_an_adapter_onto_a_base_with_the_saved_configuration(ch
     plain = AutoModelForSequenceClassification.from_pretrained(checkpoint, config=config, ignore_mismatched_sizes=True)
     loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter")
     torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_writing_over_a_linked_file_leaves_the_other_name_alone(tmp_path: Path) -> None:
+    """A LoRA run links its base's weights: writing a merged model over the link must not change the base."""
+    from safetensors.torch import load_file, save_file
+
+    save_file({"weight": torch.zeros(3)}, tmp_path / "base.safetensors")
+    (tmp_path / "linked.safetensors").hardlink_to(tmp_path / "base.safetensors")
+    save_file({"weight": torch.ones(3)}, tmp_path / "linked.safetensors")
+    assert load_file(tmp_path / "base.safetensors")["weight"].sum() == 0

@@ -37,6 +37,14 @@ def label_hashes(rows: Rows) -> np.ndarray:
     return _hashes(rows, ["label"])
 
 
+def target_hashes(rows: Rows, task: Task, section: Any) -> np.ndarray:
+    """A 64-bit hash [rows] of what the model learns from each row: two cells may mean the same."""
+    hashes = np.empty(len(rows), dtype=np.int64)
+    for start, batch in rows.batches():
+        hashes[start : start + len(batch["label"])] = [hash(repr(task.target(section, cell))) for cell in batch["label"]]
+    return hashes
+
+
 def _hashes(rows: Rows, names: Sequence[str]) -> np.ndarray:
     hashes = np.empty(len(rows), dtype=np.uint64)
     for start, batch in rows.batches():
@@ -46,12 +54,12 @@ def _hashes(rows: Rows, names: Sequence[str]) -> np.ndarray:
     return hashes
 
 
-def lint_contradictions(rows: Rows, texts: np.ndarray, findings: Findings) -> np.ndarray:
+def lint_contradictions(rows: Rows, texts: np.ndarray, task: Task, section: Any, findings: Findings) -> np.ndarray:
     """Finds identical texts with different labels; returns a mask [rows] of the rows without that problem."""
     good = np.ones(len(rows), dtype=bool)
     if "label" not in rows.dataset.column_names or not len(rows):
         return good
-    labels = label_hashes(rows)
+    labels = target_hashes(rows, task, section)
     order = np.argsort(texts, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(texts[order]) != 0, True])
     for repeated in np.flatnonzero(np.diff(starts) > 1):

@@ -37,7 +37,8 @@ def split_rows(
         if len(groups) < 2:
             if every_class:
                 dropped |= strata == stratum
-                _report_small_class(rows, np.flatnonzero(strata == stratum), names[stratum], findings)
+                why = "all of one text" if len(groups) else "its texts stand in other classes"
+                _report_small_class(rows, np.flatnonzero(strata == stratum), names[stratum], why, findings)
             continue
         # What rounding gave or took in one stratum is evened out in the next, so that the whole has the share asked for.
         wanted = share * int(group_sizes[groups].sum()) + owed
@@ -51,8 +52,8 @@ def split_rows(
     return rows.select(np.flatnonzero(~validation & ~dropped)), rows.select(np.flatnonzero(validation & ~dropped), "validation")
 
 
-def _report_small_class(rows: Rows, indices: np.ndarray, name: str, findings: Findings) -> None:
-    found = f"class {name}: {len(indices)} row{'s' * (len(indices) != 1)}, {'all of one text' if len(indices) else 'its texts stand in other classes'}"
+def _report_small_class(rows: Rows, indices: np.ndarray, name: str, why: str, findings: Findings) -> None:
+    found = f"class {name}: {len(indices)} row{'s' * (len(indices) != 1)}, {why}"
     fix = "add rows of this class, give a validation file, or data.validation=none; data.on_bad_row=skip leaves it out"
     for index in indices[: None if findings.skip else 1]:
         problem = Problem("data.small_class", "the class has too few rows to be split", rows.place(index), found, fix)

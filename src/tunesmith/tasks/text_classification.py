@@ -407,7 +407,8 @@ def stratify(section: TextClassificationSpec, cells: Sequence[Sequence[str]]) ->
         values = [float(cell[0]) for cell in cells]
         low, high = min(values, default=0.0), max(values, default=0.0)
         width = (high - low) / NUM_BINS or 1.0
-        return [str(min(int((value - low) / width), NUM_BINS - 1)) for value in values], False
+        bins = [f"{low + width * index:.4g} to {low + width * (index + 1):.4g}" for index in range(NUM_BINS)]
+        return [bins[min(int((value - low) / width), NUM_BINS - 1)] for value in values], False
     rows = [cell_labels(section, cell) or [] for cell in cells]
     counts = Counter(label for labels in rows for label in labels)
     return [min(labels, key=lambda label: (counts[label], label), default="no label") for labels in rows], section.problem_type == SINGLE
@@ -585,6 +586,7 @@ TEXT_CLASSIFICATION = Task(
     recognise=recognise,
     decide=decide,
     lint=lint,
+    target=encode_label,
     stratify=stratify,
     head=head,
     encode=encode,

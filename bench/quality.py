@@ -1,0 +1,116 @@
+"""Quality beside plain Trainer: the same model, rows, hyper-parameters and seeds, each trained by tunesmith and by a plain script.
+
+    python -m bench.quality examples/sst2.yaml --seeds 0 1 2 --out quality.jsonl data.root=FOLDER
+
+The plain script is what one would write by hand: padded batches in random order, `Trainer`, its own loss. Both keep the best epoch by
+the same validation metric. One JSON object a run is appended to --out; `--table FILE` prints what was gathered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+import tunesmith
+from tunesmith.prepare import Prepared, prepare
+from tunesmith.verbs.init import spec_of
+
+
+def train_plain(prepared: Prepared, folder: str) -> dict[str, float]:
+    """Fine-tunes with transformers alone on the prepared rows; returns validation metrics."""
+    spec, train = prepared.spec, prepared.spec.train
+    section: Any = spec.task
+    transformers.set_seed(train.seed)
+    head = prepared.task.head(section)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(prepared.files.path, dtype=torch.float32, **head)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.files.path)
+
+    def tokenized(split: str) -> Any:
+        rows = prepared.encoded[split].rows.dataset
+        labels = prepared.encoded[split].dataset["labels"]
+        texts = [list(rows["text"]), *([list(rows["pair"])] if "pair" in rows.column_names else [])]
+        encoded = tokenizer(*texts, truncation=True, max_length=section.max_length)
+        multi = section.problem_type == "multi_label_classification"
+        values = [[float(value) for value in label] if multi else label for label in labels]
+        return [{**{name: encoded[name][index] for name in encoded}, "labels": values[index]} for index in range(len(values))]
+
+    arguments = transformers.TrainingArguments(
+        output_dir=folder, num_train_epochs=float(train.epochs), per_device_train_batch_size=train.batch_size, learning_rate=float(train.learning_rate),
+        lr_scheduler_type=train.lr_scheduler_type, warmup_steps=train.warmup_steps, weight_decay=train.weight_decay, seed=train.seed,
+        eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model=str(train.metric_for_best_model),
+        greater_is_better=True, save_total_limit=1, bf16=train.precision == "bf16", use_cpu=True, disable_tqdm=True, per_device_eval_batch_size=64,
+    )  # fmt: skip
+
+    def score(prediction: Any) -> dict[str, float]:
+        meter = prepared.task.meter(section)
+        meter.update(torch.tensor(prediction.predictions), torch.tensor(np.asarray(prediction.label_ids)))
+        return dict(meter.compute(intervals=False)["metrics"])
+
+    trainer = transformers.Trainer(
+        model, arguments, train_dataset=tokenized("train"), eval_dataset=tokenized("validation"), processing_class=tokenizer, compute_metrics=score
+    )
+    trainer.train()
+    return {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+
+
+def run(spec_path: str, overrides: list[str], seed: int) -> list[dict[str, Any]]:
+    """One seed, by both."""
+    results = []
+    settings = [*overrides, f"train.seed={seed}"]
+    spec = spec_of(spec_path, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        prepared = prepare(spec)
+        metrics = train_plain(prepared, f"{folder}/plain")
+        results.append({"by": "plain Trainer", "metrics": metrics, "seconds": time.perf_counter() - start})
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        done = tunesmith.train(spec, run=f"{folder}/run", quiet=True)
+        results.append({"by": "tunesmith", "metrics": done.result["validation"], "seconds": time.perf_counter() - start})
+    return [{"spec": Path(spec_path).stem, "seed": seed, "settings": overrides, "best_by": prepared.spec.train.metric_for_best_model, **result} for result in results]
+
+
+def print_table(path: str) -> None:
+    """Mean and range over seeds, as Markdown."""
+    runs = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    groups: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for item in runs:
+        groups[item["spec"], item["best_by"]][item["by"]].append(item["metrics"][item["best_by"]])
+    print("| spec | metric | seeds | plain Trainer | tunesmith |\n|---|---|---|---|---|")
+    for (spec, metric), values in groups.items():
+        shown = [f"{statistics.mean(found):.4f} ({min(found):.4f}-{max(found):.4f})" for found in (values["plain Trainer"], values["tunesmith"])]
+        print(f"| {spec} | {metric} | {len(values['tunesmith'])} | {shown[0]} | {shown[1]} |")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("spec", nargs="?")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", default="quality.jsonl")
+    parser.add_argument("--table", metavar="FILE")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print_table(arguments.table)
+        return
+    transformers.logging.set_verbosity_error()
+    for seed in arguments.seeds:
+        for result in run(arguments.spec, arguments.overrides, seed):
+            with Path(arguments.out).open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(result["spec"], result["by"], seed, result["metrics"][result["best_by"]], f"{result['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

