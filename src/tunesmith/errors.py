@@ -13,7 +13,6 @@ CODES: dict[str, str] = {
     "usage.no_such_run": "The folder named is not a run directory.",
     "usage.run_exists": "The run directory named already holds something.",
     "usage.nothing_to_resume": "The run has no complete checkpoint, or it has already finished.",
-    "usage.missing_extra": "The command needs a package that an extra of tunesmith brings.",
     "usage.output_exists": "The output file cannot be written.",
     # the spec
     "spec.no_such_file": "The spec or data file named does not exist.",
@@ -43,7 +42,6 @@ CODES: dict[str, str] = {
     "data.empty_text": "A row has no text.",
     "data.empty_label": "A row has no label.",
     "data.unknown_label": "A row's label is not one of the task's labels.",
-    "data.near_label": "A rare label looks like a misspelling of a common one.",
     "data.not_a_number": "A row's target is not a finite number.",
     "data.conflicting_labels": "The same text stands with different labels.",
     "data.leak": "A row of the validation or test set also stands in the training set.",
@@ -63,7 +61,6 @@ CODES: dict[str, str] = {
     "run.out_of_memory": "The machine ran out of memory.",
     "run.interrupted": "The run was interrupted.",
     "run.proof": "The saved model does not compute what was trained.",
-    "run.checkpoint": "A checkpoint is incomplete or damaged.",
     "run.failed": "The run failed for a reason outside tunesmith.",
 }
 """Every code an error may carry, with its meaning."""

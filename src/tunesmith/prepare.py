@@ -141,6 +141,7 @@ def _check_rows(
             raise InputError(
                 "data.too_small",
                 f"the {split} set has no rows",
+                where=f"data.{split}",
                 found=f"{findings.num_rejected} rows were rejected",
                 fix="give more rows, or data.validation=none",
             )

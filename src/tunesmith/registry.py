@@ -188,5 +188,8 @@ def load_plugin(path: str) -> None:
     try:
         assert spec is not None and spec.loader is not None
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    except (AssertionError, OSError, SyntaxError, ImportError) as error:
-        raise InputError("usage.argument", "the plugin cannot be loaded", where=path, found=str(error)) from error
+    except InputError:
+        raise
+    except Exception as error:  # a plugin is any Python: whatever it raises, it is its file that needs mending
+        found = f"{type(error).__name__}: {error}"
+        raise InputError("usage.argument", "the plugin cannot be loaded", where=path, found=found, fix="mend the file") from error

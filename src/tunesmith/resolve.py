@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from tunesmith.errors import InputError, Problem, collected, did_you_mean
 from tunesmith.engines.arguments import check_extra
+from tunesmith.errors import InputError, Problem, collected, did_you_mean
 from tunesmith.registry import METHODS, TASKS, Decision
 from tunesmith.runs.environment import bf16_speedup
 from tunesmith.spec import RunSpec, Section
@@ -72,25 +72,14 @@ def autos(section: Section, prefix: str = "") -> list[str]:
 
 def decide_max_length(sample: np.ndarray, limit: int) -> Decision:
     """`task.max_length` from the lengths [rows] of a sample of texts, in tokens, and the most the model reads."""
-    longest = int(sample.max())
-    share = float((sample > limit).mean())
-    if longest <= limit and limit <= SHORT_TOKENS:
-        return Decision(
-            "task.max_length",
-            limit,
-            f"the model's limit; the longest of {len(sample):,} sampled rows has {longest} tokens, and unused length costs nothing",
-        )
-    if longest <= SHORT_TOKENS:
-        return Decision("task.max_length", SHORT_TOKENS, f"the longest of {len(sample):,} sampled rows has {longest} tokens")
-    wanted = -(-int(np.quantile(sample, LONG_QUANTILE)) // 64) * 64
+    longest, short, rows = int(sample.max()), min(limit, SHORT_TOKENS), f"{len(sample):,} sampled rows"
+    if longest <= short:
+        whose = "the model's limit; " if short == limit else ""
+        return Decision("task.max_length", short, f"{whose}the longest of {rows} has {longest} tokens, and unused length costs nothing")
+    wanted = max(-(-int(np.quantile(sample, LONG_QUANTILE)) // 64) * 64, short)
     if wanted >= limit:
-        return Decision("task.max_length", limit, f"the model's limit; {share:.1%} of {len(sample):,} sampled rows are longer")
-    cut = float((sample > wanted).mean())
-    return Decision(
-        "task.max_length",
-        max(wanted, SHORT_TOKENS),
-        f"holds {1 - cut:.1%} of {len(sample):,} sampled rows whole; the longest has {longest} tokens",
-    )
+        return Decision("task.max_length", limit, f"the model's limit; {(sample > limit).mean():.1%} of {rows} are longer")
+    return Decision("task.max_length", wanted, f"holds {(sample <= wanted).mean():.1%} of {rows} whole; the longest has {longest} tokens")
 
 
 def decide_training(spec: RunSpec, num_rows: int, has_validation: bool) -> list[Decision]:
@@ -169,8 +158,9 @@ def check_training(spec: RunSpec, has_validation: bool) -> None:
                 "the best model cannot be kept without evaluation and checkpoints",
                 "set eval_steps and save_steps, or load_best_model_at_end: false",
             )
-        mixed = (train.save_steps == "epoch") != (train.eval_steps == "epoch")
-        if mixed or (isinstance(train.save_steps, int) and isinstance(train.eval_steps, int) and train.save_steps % train.eval_steps):
+        elif (train.save_steps == "epoch") != (train.eval_steps == "epoch") or (
+            isinstance(train.save_steps, int) and isinstance(train.eval_steps, int) and train.save_steps % train.eval_steps
+        ):
             refuse(
                 "spec.conflict",
                 "save_steps",

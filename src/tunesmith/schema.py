@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, create_model
@@ -121,16 +122,15 @@ def _table(title: str, model: type[BaseModel]) -> list[str]:
 
 
 def _type_name(annotation: Any) -> str:
-    arguments = [argument for argument in get_args(annotation) if argument is not type(None)]
-    if not arguments:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is None:
         return str(getattr(annotation, "__name__", annotation))
-    if all(isinstance(argument, (str, bool)) for argument in arguments):
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is Literal:
         return ", ".join(f"`{argument}`" for argument in arguments)
-    if isinstance(annotation, type) or (
-        "[" in str(annotation).partition(" ")[0] and "|" not in str(annotation) and "Union" not in str(annotation)
-    ):
-        text = str(annotation).replace("typing.", "")
-        return _type_name(arguments[0]) if text.startswith("Annotated") else text
+    if isinstance(origin, type) and origin is not UnionType:
+        return f"{origin.__name__}[{', '.join(_type_name(argument) for argument in arguments)}]"
     return " or ".join(_type_name(argument) for argument in arguments)
 
 

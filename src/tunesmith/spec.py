@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 Auto = Literal["auto"]
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -40,6 +40,15 @@ class ModelSpec(NamedSection):
     """An alias of `tunesmith models`, a path to a folder, or an id on the Hugging Face hub."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
+
+    @field_validator("name", "revision")
+    @classmethod
+    def _is_named(cls, value: str, info: Any) -> str:
+        if not value.strip() or value == "auto":
+            raise ValueError(
+                "should be an alias, a folder or a hub id" if info.field_name == "name" else "should be a branch, tag or commit"
+            )
+        return value
 
 
 class DataSpec(Section):
@@ -98,7 +107,7 @@ class TrainSpec(Section):
     gradient is that of the one batch."""
     learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
     """The peak of the schedule; `auto` is the method's usual one."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seeds the split, the new head, the order of rows and dropout."""
     max_steps: PositiveInt | Literal["none"] = "none"
     """Optimizer steps to take in all; as in Trainer, it overrides `epochs`."""
@@ -177,7 +186,9 @@ class RunSpec(Section):
     def place(self, key: str) -> str:
         """`file:line, key` of a setting that was written down; any other text as it is."""
         parts = key.split(".")
-        for end in range(len(parts), min(len(parts), 2) - 1, -1):
+        # `model: minilm` is short for `model: {name: minilm}`
+        fewest = 1 if key in ("task.name", "method.name", "model.name", "data.train") else min(len(parts), 2)
+        for end in range(len(parts), fewest - 1, -1):
             place = self._places.get(".".join(parts[:end]))
             if place is not None:
                 return place if place.startswith("override ") else f"{place}, {key}"

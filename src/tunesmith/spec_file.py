@@ -41,10 +41,12 @@ for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("null", r"~|null|Null|NULL|", "~nN"),
     ("merge", r"<<", "<"),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, *([""] if _tag == "null" else [])]
+    )
 _Loader.add_constructor(
     "tag:yaml.org,2002:float",
     lambda loader, node: float(str(node.value).lower().replace(".inf", "inf").replace(".nan", "nan")),
@@ -94,6 +96,10 @@ def parse_source(text: str, name: str, folder: Path) -> Source:
 
 def parse_override(text: str, path: KeyPath, read: Source, override: str) -> Any:
     """The value of an override, whose places and problems go to `read`. Raises InputError when it cannot be read."""
+    if len(text) == 1 and not text.isalnum() and text != "~":
+        # a delimiter: to YAML most of these mean something
+        read.places[path] = f"override {override}"
+        return text
     where = f"override {override if len(override) <= 200 else override[:200] + '...'}"
     return _Construction(read, where, has_lines=False).value(_compose(text, where, "a valid value"), path) if text.strip() else ""
 
@@ -114,12 +120,13 @@ def _error_line(error: yaml.YAMLError, text: str) -> int:
     if isinstance(error, yaml.reader.ReaderError):
         return text.count("\n", 0, int(error.position)) + 1
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    return mark.line + 1 if mark else 0
+    return min(mark.line, text.rstrip().count("\n")) + 1 if mark else 0
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.reader.ReaderError):
-        return f"the character U+{ord(error.character):04X} may not stand in a spec"
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        return f"the character U+{code:04X} may not stand in a spec"
     mark, begun = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
     found = str(getattr(error, "problem", None) or error)
     if begun is not None and mark is not None and begun.line < mark.line:

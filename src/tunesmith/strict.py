@@ -219,7 +219,9 @@ def _problems(error: ValidationError, read: Source, model: type[BaseModel]) -> l
     by_key: dict[KeyPath, list[Any]] = {}
     for detail in error.errors():
         by_key.setdefault(_known_path(detail["loc"], read, model), []).append(detail)
-    return [_problem(path, details, read, model) for path, details in by_key.items()]
+    # what is wrong inside a value says more than that the value is none of the other things it might be
+    outer = {path[:end] for path in by_key for end in range(len(path))}
+    return [_problem(path, details, read, model) for path, details in by_key.items() if path not in outer]
 
 
 def _problem(path: KeyPath, details: Sequence[Any], read: Source, model: type[BaseModel]) -> Problem:

@@ -54,7 +54,7 @@ BUILT: dict[str, Callable[[bytes], bytes]] = {
     "parquet_cut_short": lambda good: _parquet(good)[:-30],
     "parquet_that_is_none": lambda good: good,
     "parquet_with_null_labels": _null_labels,
-    "damaged_arrow": lambda good: _overwritten(_arrow(good), 8, 40),
+    "damaged_arrow": lambda good: _overwritten(_arrow(good), len(_arrow(good)) - 80, 60),
 }
 """The content of a case's one file, from that of good.csv."""
 

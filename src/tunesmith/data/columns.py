@@ -96,7 +96,7 @@ def assign_columns(
         if column is not None:
             chosen[role.name], reasons[role.name] = column, reason
         elif role.required:
-            raise _cannot_see(role, free, facts, roles)
+            raise _cannot_see(role, free, facts, roles, chosen)
     decisions = [Decision(f"data.columns.{role}", column, reasons[role]) for role, column in chosen.items() if role not in given]
     unused = [name for name in names if name not in chosen.values()]
     if unused and decisions:
@@ -165,16 +165,18 @@ def _why_label(found: ColumnFacts) -> str:
     return f"the only column with few values ({found.num_distinct} in {found.num_values:,} rows)"
 
 
-def _cannot_see(role: Role, free: Sequence[str], facts: dict[str, ColumnFacts], roles: Sequence[Role]) -> InputError:
+def _cannot_see(
+    role: Role, free: Sequence[str], facts: dict[str, ColumnFacts], roles: Sequence[Role], chosen: dict[str, str]
+) -> InputError:
     shown = "; ".join(
-        f"{name} ({facts[name].kind}, {facts[name].num_distinct} different in {facts[name].num_values} rows, e.g. {facts[name].example!r})"
-        for name in free
-    )
+        f"{name[:40]} ({facts[name].kind}, {facts[name].num_distinct} different in {facts[name].num_values} rows, e.g. {facts[name].example!r})"
+        for name in free[:8]
+    ) + (f"; and {len(free) - 8} more" if len(free) > 8 else "")
     example = ", ".join(f"{item.name}: ..." for item in roles if item.required or item.name == "pair")
     return InputError(
         "data.ambiguous_columns",
         f"which column is the {role.name} cannot be seen",
         where="data.columns",
-        found=shown or "no column is left",
+        found=shown or "no column is left: " + ", ".join(f"{name} is {column}" for name, column in chosen.items()),
         fix=f"name them: data.columns={{{example}}}, pair only for pairs of texts",
     )

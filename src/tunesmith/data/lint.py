@@ -68,7 +68,7 @@ def lint_contradictions(rows: Rows, texts: np.ndarray, task: Task, section: Any,
             continue
         good[group] = False
         shown = [rows.dataset[int(index)] for index in group[:5]]
-        found = "; ".join(f"{rows.origins[row['file']]}:{row['line']} says {', '.join(row['label'])}" for row in shown)
+        found = "; ".join(f"{rows.origins[row['file']]}:{row['line']} says {', '.join(row['label'])[:60]}" for row in shown)
         findings.add(
             Problem("data.conflicting_labels", "the same text has different labels", rows.place(group[0]), found, CONFLICT_FIX), shown[0]
         )

@@ -30,7 +30,8 @@ def read_rows(path: Path, dialect: Dialect, data: DataSpec) -> Iterator[RawRow |
     first = next(rows, None)
     if first is None:
         found = "a header and no rows" if dialect.header else "no rows"
-        raise InputError("data.empty_file", "the file holds no rows", where=path.name, found=found)
+        fix = "name another file, or write this one again"
+        raise InputError("data.empty_file", "the file holds no rows", where=path.name, found=found, fix=fix)
     yield first
     yield from rows
 
@@ -138,7 +139,14 @@ class _ArrowFile:
             fix = f"unpack it first; {format} files are compressed inside"
             raise InputError("data.unreadable_file", f"a packed {format} file cannot be read in pieces", where=path.name, fix=fix)
         self._file = self._guard(lambda: _open_arrow_file(path, format), format)
-        self.names: list[str] = list((self._file.schema_arrow if format == "parquet" else self._file.schema).names)
+        self.names: list[str] = self._guard(
+            lambda: list((self._file.schema_arrow if format == "parquet" else self._file.schema).names), format
+        )
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
+            problem = "two columns have the same name"
+            raise InputError(
+                "data.ambiguous_columns", problem, where=path.name, found=", ".join(twice), fix="write the file with other names"
+            )
         self.format = format
 
     def _guard(self, read: Any, format: str) -> Any:

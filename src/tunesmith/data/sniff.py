@@ -95,7 +95,7 @@ def sniff(path: Path, data: DataSpec) -> Dialect:
     """How the file is written. Raises InputError when that cannot be seen, or a setting does not fit it."""
     start, is_whole = _read_start(path)
     if not start.strip():
-        raise InputError("data.empty_file", "the file is empty", where=path.name)
+        raise InputError("data.empty_file", "the file is empty", where=path.name, fix="name another file, or write this one again")
     format, because = _named_format(path, start, data)
     if format in BINARY_FORMATS:
         _refuse_settings(path, format, data)
@@ -142,7 +142,11 @@ def _named_format(path: Path, start: bytes, data: DataSpec) -> tuple[str, tuple[
         )
     if named in BINARY_FORMATS:
         raise InputError(
-            "data.unreadable_file", f"this is not a {named} file, or it is damaged", where=path.name, found=f"it starts with {start[:12]!r}"
+            "data.unreadable_file",
+            f"this is not a {named} file, or it is damaged",
+            where=path.name,
+            found=f"it starts with {start[:12]!r}",
+            fix="copy or write the file again; or say data.format, if it is another",
         )
     if named and data.format == "auto":
         return named, (f"{suffix}: {named}",) if FORMATS[suffix] != suffix[1:] else ()
@@ -187,12 +191,13 @@ def _raise_binary(path: Path, start: bytes) -> None:
         raise InputError(
             "data.encoding", "the file is not UTF-8", where=path.name, found=f"it seems to be {codec} without a byte-order mark", fix=fix
         )
-    raise InputError("data.unreadable_file", "the file is not text", where=path.name, found=f"NUL bytes; it starts with {start[:12]!r}")
+    found = f"NUL bytes; it starts with {start[:12]!r}"
+    raise InputError("data.unreadable_file", "the file is not text", where=path.name, found=found, fix="name a file of rows")
 
 
 def _check_codec(name: str) -> str:
     try:
-        b"".decode(name)
+        b"a".decode(name, "replace")
         "\n".encode(name)
         return codecs.lookup(name).name
     except (LookupError, UnicodeError, ValueError):
@@ -293,7 +298,9 @@ def _sniff_table(sample: Sample, dialect: Dialect, data: DataSpec) -> Dialect:
         table = chosen
         because.append(_evenness(table) if table.num_fields > 1 else "one column: no delimiter cuts the lines evenly")
     if not table.rows:
-        raise InputError("data.empty_file", "the file holds no rows", where=sample.path.name)
+        raise InputError(
+            "data.empty_file", "the file holds no rows", where=sample.path.name, fix="name another file, or write this one again"
+        )
     because += [table.quotes] if table.quotes and data.quoting == "auto" else []
     has_header, why = find_header(table.rows, table.num_fields) if data.header == "auto" else (data.header, "")
     because += [why] if why else []

@@ -126,12 +126,15 @@ def _natural(path: Path) -> list[list[tuple[int, int, str]]]:
 def is_datasets_folder(path: Path) -> bool:
     """Whether `save_to_disk` wrote this folder, or the part of it that `PATH@SPLIT` names."""
     folder, _ = _without_split(path)
-    return (folder / "dataset_dict.json").is_file() or all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
+    # os.path answers False where pathlib raises: for names too long, or with a NUL
+    return os.path.isfile(folder / "dataset_dict.json") or all(
+        os.path.isfile(folder / name) for name in ("dataset_info.json", "state.json")
+    )
 
 
 def _without_split(path: Path) -> tuple[Path, str]:
     name, at, split = path.name.rpartition("@")
-    return (path, "") if not at or not name or path.is_dir() else (path.with_name(name), split)
+    return (path, "") if not at or not name or os.path.isdir(path) else (path.with_name(name), split)
 
 
 def open_dataset(source: str, root: Path) -> Dataset:

@@ -53,7 +53,7 @@ def split_rows(
 
 
 def _report_small_class(rows: Rows, indices: np.ndarray, name: str, why: str, findings: Findings) -> None:
-    found = f"class {name}: {len(indices)} row{'s' * (len(indices) != 1)}, {why}"
+    found = f"class {name[:60]}: {len(indices)} row{'s' * (len(indices) != 1)}, {why}"
     fix = "add rows of this class, give a validation file, or data.validation=none; data.on_bad_row=skip leaves it out"
     for index in indices[: None if findings.skip else 1]:
         problem = Problem("data.small_class", "the class has too few rows to be split", rows.place(index), found, fix)

@@ -17,9 +17,23 @@ def keep_table(value: Any) -> Any:
 
     The file is named by its content, under the cache folder's `tables`.
     """
-    if isinstance(value, (str, float, Path)) or (isinstance(value, list) and all(isinstance(item, (str, Path)) for item in value)):
+    if (
+        value is None
+        or isinstance(value, (str, int, float, Path))
+        or (isinstance(value, list) and all(isinstance(item, (str, Path)) for item in value))
+    ):
         return value
-    table = _arrow_table(value)
+    import pyarrow as pa
+
+    try:
+        table = _arrow_table(value)
+    except (pa.ArrowException, OverflowError) as error:
+        raise InputError(
+            "spec.value",
+            "the table cannot be kept",
+            found=" ".join(str(error).split())[:200],
+            fix="a column holds values of one type: all text, or all numbers",
+        ) from error
     if table is None:
         raise InputError(
             "spec.value",
@@ -50,5 +64,7 @@ def _arrow_table(value: Any) -> Any:
     if type(value).__name__ == "Dataset" and hasattr(value, "with_format"):
         return value.with_format("arrow")[:]
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-        return pa.Table.from_pylist(value)
+        # Not from_pylist: it would drop every column that the first row lacks.
+        names = dict.fromkeys(str(name) for row in value for name in row)
+        return pa.table({name: [row.get(name) for row in value] for name in names})
     return None

@@ -88,7 +88,11 @@ def read_chunks(path: Path) -> Iterator[bytes]:
     except (OSError, EOFError, ValueError, zlib.error) as error:
         damaged = f"the {compression} archive is damaged or cut short" if compression else "the file cannot be read"
         found = f"{error}, after {num_bytes:,} bytes of content"
-        fix = "copy or download the file again" if num_bytes or not compression else f"if it is not compressed, leave out {path.suffix}"
+        fix = (
+            "copy or download the file again"
+            if num_bytes or not compression or isinstance(error, EOFError)
+            else f"if it is not compressed, leave out {path.suffix}"
+        )
         raise InputError("data.unreadable_file", damaged, where=path.name, found=found, fix=fix) from error
 
 

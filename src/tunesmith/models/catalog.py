@@ -76,6 +76,7 @@ def find_model(model: ModelSpec) -> ModelFiles:
             raise InputError(
                 "model.not_found",
                 "the folder holds no model",
+                where="model.name",
                 found=f"no config.json in {folder}",
                 fix="name a folder written by save_pretrained",
             )
@@ -123,7 +124,7 @@ def _from_hub(hub_id: str, model: ModelSpec, entry: CatalogEntry | None) -> Path
         return Path(snapshot_download(hub_id, revision=model.revision, allow_patterns=patterns, local_files_only=True))
     except HFValidationError:
         fix = did_you_mean(model.name, CATALOG)
-        raise InputError("model.not_found", "there is no such model or folder", found=model.name, fix=fix) from None
+        raise InputError("model.not_found", "there is no such model or folder", where="model.name", found=model.name, fix=fix) from None
     except Exception:
         # Not in the local cache: only then is the network asked.
         try:
@@ -134,6 +135,7 @@ def _from_hub(hub_id: str, model: ModelSpec, entry: CatalogEntry | None) -> Path
             raise InputError(
                 "model.not_found",
                 "the model is not on this machine and cannot be downloaded",
+                where="model.name",
                 found=f"{hub_id}: {type(error).__name__}",
                 fix=f"{near}{by_pip}`tunesmith models pull {model.name}` where there is a network, or name a folder",
             ) from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from tunesmith.data.text import shorten
 from tunesmith.errors import InputError, Problem, did_you_mean, nearest
 from tunesmith.metrics.classification import ClassMeter, MultiLabelMeter, RegressionMeter
 from tunesmith.registry import Decision, Meter, Role, Task
@@ -370,7 +371,7 @@ def _lint_number(cell: Sequence[str]) -> tuple[str, str, str, str] | None:
     return (
         "data.not_a_number",
         "the target is not a finite number",
-        ", ".join(cell) or "an empty list",
+        ", ".join(cell)[:100] or "an empty list",
         "correct the row, or data.on_bad_row=skip",
     )
 
@@ -382,12 +383,12 @@ def _lint_cell(section: TextClassificationSpec, cell: Sequence[str]) -> tuple[st
             problem, setting = "the label does not fit task.label_pattern, or has no name", "task.label_pattern"
         else:
             problem, setting = "the label has no name in task.label_names", "task.label_names"
-        return "data.unknown_label", problem, repr(", ".join(cell))[:100], f"correct the row or {setting}; or data.on_bad_row=skip"
+        return "data.unknown_label", problem, shorten(", ".join(cell)), f"correct the row or {setting}; or data.on_bad_row=skip"
     if section.problem_type == SINGLE and len(labels) != 1:
         return (
             "data.unknown_label",
             "the row has not one label",
-            f"{len(labels)} labels: {', '.join(labels)}",
+            f"{len(labels)} labels: {', '.join(labels)}"[:200],
             "task.problem_type=multi_label_classification, or correct the row",
         )
     for label in labels:
@@ -395,7 +396,7 @@ def _lint_cell(section: TextClassificationSpec, cell: Sequence[str]) -> tuple[st
             return (
                 "data.unknown_label",
                 "the label is not one of the task's",
-                repr(label),
+                shorten(label),
                 f"{did_you_mean(label, section.labels)} If it is meant, name all classes in task.labels; data.on_bad_row=skip leaves it out",
             )
     return None

@@ -187,7 +187,17 @@ def test_what_is_no_table_is_refused(value: Any) -> None:
     assert caught.value.code == "spec.value"
 
 
-def test_rows_that_arrow_cannot_hold_are_refused_in_our_words() -> None:
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_columns_of_mixed_types_are_refused_in_our_words(as_frame: bool) -> None:
+    import pandas
+
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": "two"}]
     with pytest.raises(InputError) as caught:
-        keep_table([{"text": "a", "label": 1}, {"text": "b", "label": "two"}])
+        keep_table(pandas.DataFrame(rows) if as_frame else rows)
     assert caught.value.code == "spec.value"
+    assert "two" in caught.value.problems[0].found
+
+
+def test_columns_that_the_first_mapping_lacks_are_kept(own_cache: Path) -> None:
+    path = keep_table([{"text": "a"}, {"text": "b", "label": "x"}])
+    assert parquet.read_table(path).to_pydict() == {"text": ["a", "b"], "label": [None, "x"]}

@@ -103,7 +103,7 @@ def test_naming_the_text_alone_means_one_text() -> None:
 @pytest.mark.parametrize(
     ("columns", "role", "found"),
     [
-        ({"title": SENTENCES, "body": SENTENCES, "label": ["a", "b"] * 20}, "text", "title (text, 40 different in 40 rows"),
+        ({"first": SENTENCES, "other": SENTENCES, "label": ["a", "b"] * 20}, "text", "first (text, 40 different in 40 rows"),
         ({"text": SENTENCES, "mood": ["x", "y"] * 20, "tone": ["u", "v"] * 20}, "label", "mood (label, 2 different"),
         ({"text": SENTENCES}, "label", "no column is left"),
     ],
@@ -123,7 +123,7 @@ def test_what_cannot_be_seen_is_asked_with_what_there_is(columns: dict[str, list
     [
         ({"txet": "text"}, "spec.unknown_key", "did you mean text?"),
         ({"text": "txt", "label": "label"}, "data.missing_column", "did you mean text?"),
-        ({"text": "text", "label": "text"}, "spec.conflict", "name a column once"),
+        ({"text": "text", "label": "text"}, "spec.conflict", "name another column for one of them"),
     ],
 )
 def test_wrong_names_in_the_spec(given: dict[str, str], code: str, fix: str) -> None:

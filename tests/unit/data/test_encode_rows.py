@@ -53,7 +53,7 @@ def test_the_cut_keeps_both_of_a_pair_and_the_special_tokens(tmp_path: Path) -> 
     ids, segments = encoded.dataset["input_ids"][0], encoded.dataset["token_type_ids"][0]
     assert len(ids) == 12
     assert ids.count(3) == 2
-    assert segments == [0] * 7 + [1] * 5
+    assert segments == [0] * 6 + [1] * 6
 
 
 def test_many_batches_are_one_data_set(tmp_path: Path) -> None:
