@@ -57,7 +57,12 @@ def train_plain(prepared: Prepared, folder: str) -> dict[str, float]:
         return dict(meter.compute(intervals=False)["metrics"])
 
     trainer = transformers.Trainer(
-        model, arguments, train_dataset=tokenized("train"), eval_dataset=tokenized("validation"), processing_class=tokenizer, compute_metrics=score
+        model,
+        arguments,
+        train_dataset=tokenized("train"),
+        eval_dataset=tokenized("validation"),
+        processing_class=tokenizer,
+        compute_metrics=score,
     )
     trainer.train()
     return {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
@@ -77,7 +82,10 @@ def run(spec_path: str, overrides: list[str], seed: int) -> list[dict[str, Any]]
         start = time.perf_counter()
         done = tunesmith.train(spec, run=f"{folder}/run", quiet=True)
         results.append({"by": "tunesmith", "metrics": done.result["validation"], "seconds": time.perf_counter() - start})
-    return [{"spec": Path(spec_path).stem, "seed": seed, "settings": overrides, "best_by": prepared.spec.train.metric_for_best_model, **result} for result in results]
+    return [
+        {"spec": Path(spec_path).stem, "seed": seed, "settings": overrides, "best_by": prepared.spec.train.metric_for_best_model, **result}
+        for result in results
+    ]
 
 
 def print_table(path: str) -> None:
@@ -88,7 +96,9 @@ def print_table(path: str) -> None:
         groups[item["spec"], item["best_by"]][item["by"]].append(item["metrics"][item["best_by"]])
     print("| spec | metric | seeds | plain Trainer | tunesmith |\n|---|---|---|---|---|")
     for (spec, metric), values in groups.items():
-        shown = [f"{statistics.mean(found):.4f} ({min(found):.4f}-{max(found):.4f})" for found in (values["plain Trainer"], values["tunesmith"])]
+        shown = [
+            f"{statistics.mean(found):.4f} ({min(found):.4f}-{max(found):.4f})" for found in (values["plain Trainer"], values["tunesmith"])
+        ]
         print(f"| {spec} | {metric} | {len(values['tunesmith'])} | {shown[0]} | {shown[1]} |")
 
 

@@ -9,7 +9,9 @@ import datasets
 from tunesmith.data.rows import Rows
 
 
-def rows_of(texts: Sequence[str], labels: Sequence[str | list[str]] | None = None, pairs: Sequence[str] | None = None, split: str = "train") -> Rows:
+def rows_of(
+    texts: Sequence[str], labels: Sequence[str | list[str]] | None = None, pairs: Sequence[str] | None = None, split: str = "train"
+) -> Rows:
     """Rows of one file `rows.csv`, whose first row stands on line 2."""
     columns: dict[str, list] = {"text": list(texts)}
     if pairs is not None:

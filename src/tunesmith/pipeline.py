@@ -132,7 +132,7 @@ def _fit(job: Job, directory: RunDirectory, progress: Progress, checkpoint: Path
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     directory.add_event("start", steps=steps, done=done)
     with progress.activity("training", steps, done) as activity:
-        job.callbacks.append(ShowTraining(activity, str(job.spec.train.metric_for_best_model)))
+        job.callbacks.append(ShowTraining(activity, str(job.spec.train.metric_for_best_model), job.plan.rows_per_step))
         return fit(job, checkpoint)
 
 

@@ -149,7 +149,7 @@ def _check_rows(
         # The rows that are left decide anew: a label that only bad rows had is not a class.
         facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
         decided = resolved.decide(task.decide(spec.task, facts))
-    ordered = {split: rows[split] for split in ("train", "validation", "test") if split in rows}
+    ordered: dict[str, Rows] = {split: rows[split] for split in ("train", "validation", "test") if split in rows}
     return PreparedData(decided, task, opened, columns, facts, ordered, findings, work, duplicates)
 
 

@@ -186,7 +186,8 @@ def load_plugin(path: str) -> None:
 
     spec = importlib.util.spec_from_file_location("tunesmith_plugin", path)
     try:
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except InputError:
         raise

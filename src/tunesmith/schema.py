@@ -8,12 +8,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, create_model
 
 from tunesmith.errors import CODES
 from tunesmith.registry import METHODS, TASKS, Decision
 from tunesmith.spec import DataSpec, ModelSpec, RunSpec, TrainSpec
+from tunesmith.spec_file import dump_values
 
 SHOWN_IN_INIT = {
     "data": ("validation", "test", "on_bad_row"),
@@ -83,15 +83,15 @@ def _first_sentence(text: str | None) -> str:
 
 
 def _value(value: Any) -> str:
-    return str(yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)).removesuffix("\n").removesuffix("\n...")
+    return dump_values(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
 
 
 def spec_reference() -> str:
     """docs/spec.md: every section and setting."""
     lines = ["# The spec", "", "Generated from the spec models by `make docs`; a test holds it to them.", ""]
     lines += [
-        "A spec is YAML or JSON. `task`, `model` and `method` may be a name (`method: lora`) or a mapping (`method: {name: lora, rank: 8}`);",
-        "`data` may be a path.",
+        "A spec is YAML or JSON. `task`, `model` and `method` may be a name (`method: lora`) or a mapping",
+        "(`method: {name: lora, rank: 8}`); `data` may be a path.",
         "",
     ]
     lines += _table("data", DataSpec) + _table("model", ModelSpec) + _table("train", TrainSpec)
@@ -138,8 +138,8 @@ def error_reference() -> str:
     """docs/errors.md: every code."""
     lines = ["# Errors", "", "Generated from `tunesmith.errors` by `make docs`; a test holds it to them.", ""]
     lines += [
-        "An error has a code, says where and what was found, and how to mend it. Exit codes: 0 done; 1 the run failed; 2 the spec, the data or the command",
-        "line is wrong and nothing was trained.",
+        "An error has a code, says where and what was found, and how to mend it. Exit codes: 0 done; 1 the run failed;",
+        "2 the spec, the data or the command line is wrong, and nothing was trained.",
         "",
     ]
     return "\n".join([*lines, "| code | meaning |", "|---|---|", *(f"| `{code}` | {meaning} |" for code, meaning in CODES.items())]) + "\n"

@@ -30,10 +30,15 @@ class _Loader(yaml.SafeLoader):
         """Composes a node and all in it."""
         self.depth += 1
         if self.depth > MOST_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"values nested more than {MOST_DEPTH} deep", self.peek_event().start_mark)
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"values nested more than {MOST_DEPTH} deep", mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 or 1.2 would read as something else, such as `no` or `2e5`."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -44,9 +49,10 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", "~nN"),
     ("merge", r"<<", "<"),
 ):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, *([""] if _tag == "null" else [])]
-    )
+    for _reader in (_Loader, _Dumper):
+        _reader.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, *([""] if _tag == "null" else [])]
+        )
 _Loader.add_constructor(
     "tag:yaml.org,2002:float",
     lambda loader, node: float(str(node.value).lower().replace(".inf", "inf").replace(".nan", "nan")),
@@ -195,7 +201,7 @@ class _Construction:
                 first = self.read.places[(*path, key_node.value)]
                 self._note("spec.duplicate_key", f"{name} is said twice", key_node, f"first at {first}", "keep one")
             else:
-                key = key_node.value
+                key = str(self._whole(key_node, key_node.value))
                 values[key] = self.value(value_node, (*path, key))
                 self.read.places[(*path, key)] = self._place(key_node)
         return values
@@ -206,11 +212,14 @@ class _Construction:
         except (yaml.YAMLError, ValueError, KeyError, AttributeError):
             self._note("spec.syntax", "a value cannot be read", node, str(node.value)[:60], "write a plain value, or text in quotes")
             return None
-        if isinstance(value, str) and SURROGATE.search(value):
-            try:
-                # JSON writes a character beyond U+FFFF as two escapes
-                return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
-            except UnicodeDecodeError:
-                self._note("spec.syntax", "an escape is half a surrogate pair", node, ascii(value)[:60], "write the character itself")
-                return None
-        return value
+        return self._whole(node, value) if isinstance(value, str) else value
+
+    def _whole(self, node: yaml.Node, text: str) -> str | None:
+        """The text with its surrogate pairs joined: JSON writes a character beyond U+FFFF as two escapes."""
+        if not SURROGATE.search(text):
+            return text
+        try:
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            self._note("spec.syntax", "an escape is half a surrogate pair", node, ascii(text)[:60], "write the character itself")
+            return None

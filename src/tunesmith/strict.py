@@ -319,11 +319,13 @@ def _section_at(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] 
 
 
 def _value_fix(model: type[BaseModel], path: Sequence[Any]) -> str:
+    """What the setting at `path`, or the one that holds it, may be."""
     owner = _section_at(model, path[:-1])
     field = owner.model_fields.get(str(path[-1])) if owner and path else None
     if field is None:
-        return ""
+        return _value_fix(model, path[:-1]) if path else "see `tunesmith schema`"
     words = [str(word) for option in (field.annotation, *get_args(field.annotation)) for word in get_args(option) if isinstance(word, str)]
     hint = f"allowed words: {', '.join(dict.fromkeys(words))}; " if words else ""
     summary = " ".join((field.description or "").split())
-    return f"{hint}{summary}"
+    example = EXAMPLES.get(".".join(map(str, path)))
+    return f"{hint}{summary}" or (f"for example `{example}`" if example else "see `tunesmith schema`")

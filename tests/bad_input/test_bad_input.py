@@ -234,6 +234,15 @@ def test_a_mapping_is_checked_like_a_file(tiny_bert: Path) -> None:
         assert {problem.code for problem in caught.value.problems} == codes
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "|", "\t", "&", "#"])
+def test_a_delimiter_needs_no_quotes(folder: Path, tiny_bert: Path, delimiter: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """To YAML most of these mean something."""
+    rows = (HERE / "files/good.csv").read_text(encoding="utf-8").replace(",", delimiter)
+    Path("rows.csv").write_text(rows, encoding="utf-8")
+    arguments = ["check", "rows.csv", f"model={tiny_bert}", f"data.delimiter={delimiter}", "--no-measure", "--no-cache", "--json"]
+    assert main(arguments) == 0, capsys.readouterr().err
+
+
 def test_the_command_exits_with_2_and_without_a_traceback(folder: Path) -> None:
     lay_out({"case": "unknown_keys"}, folder)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import save_tiny, write_jsonl
 
+from tiny_models import save_tiny, write_jsonl
 from tunesmith.cli import main
 
 COMMANDS = ("init", "check", "train", "resume", "evaluate", "predict", "tasks", "methods", "models", "schema")
@@ -54,7 +54,17 @@ def test_train_prints_one_object_and_keeps_all_files(trained: tuple[Path, dict[s
     assert printed["train_seconds"] > 0
     assert printed["run"] == str(run)
     names = {path.name for path in run.iterdir()}
-    assert names >= {"spec.yaml", "resolved.yaml", "decisions.json", "environment.json", "data.json", "events.jsonl", "proof.json", "result.json", "eval"}
+    assert names >= {
+        "spec.yaml",
+        "resolved.yaml",
+        "decisions.json",
+        "environment.json",
+        "data.json",
+        "events.jsonl",
+        "proof.json",
+        "result.json",
+        "eval",
+    }
     assert {path.name for path in (run / "model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
     assert [path.name for path in (run / "checkpoints").iterdir() if (path / "manifest.json").is_file()]
     proof = json.loads((run / "proof.json").read_text())
@@ -71,7 +81,9 @@ def test_the_model_loads_with_transformers_alone(trained: tuple[Path, dict[str, 
         "from transformers import pipeline\n"
         f"print(pipeline('text-classification', {str(trained[0] / 'model')!r})('the great film')[0]['label'])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     assert done.stdout.strip() == "good", done.stderr
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import datasets
 import pandas as pd
 import pytest
-from tiny_models import texts_and_labels
 
 import tunesmith
+from tiny_models import texts_and_labels
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,9 @@ def test_pairs_numbers_and_several_labels(tiny_bert: Path, tmp_path: Path) -> No
 def test_check_and_specs(tiny_bert: Path, tmp_path: Path) -> None:
     spec = tunesmith.load_spec({"task": "text_classification", "model": str(tiny_bert), "method": "full", "data": {"train": "x.csv"}})
     assert isinstance(spec, tunesmith.RunSpec)
-    report = tunesmith.check({"model": tiny_bert, "data": {"train": _tables()["list"]}}, ["data.columns={text: review, label: verdict}"], measure=False)
+    report = tunesmith.check(
+        {"model": tiny_bert, "data": {"train": _tables()["list"]}}, ["data.columns={text: review, label: verdict}"], measure=False
+    )
     assert report["data"]["columns"] == {"text": "review", "label": "verdict"}
     with pytest.raises(tunesmith.InputError) as caught:
         tunesmith.check({"model": tiny_bert, "data": {"train": 5}})

@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
+
+import tiny_models
 
 
 class Rows(Dataset):

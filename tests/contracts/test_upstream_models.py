@@ -9,9 +9,10 @@ from typing import Any
 
 import peft
 import pytest
-import tiny_models
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
+
+import tiny_models
 
 INPUTS = {"input_ids": torch.tensor([[2, 6, 7, 3]])}
 
@@ -85,7 +86,9 @@ def test_a_tokenizer_comes_back_as_it_was_saved(checkpoint: Path, tmp_path: Path
 
 
 def adapted(model: Any, modules_to_save: list[str]) -> peft.PeftModel:
-    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["attention.self.query", "output.dense"], modules_to_save=modules_to_save)
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=2, target_modules=["attention.self.query", "output.dense"], modules_to_save=modules_to_save
+    )
     return peft.get_peft_model(model, config)
 
 
@@ -99,18 +102,21 @@ def test_peft_takes_ends_of_names_as_targets(model: Any) -> None:
 
 def test_peft_saves_modules_by_their_full_path(tmp_path: Path) -> None:
     """A new layer inside the body, such as BERT's pooler, is trained in full and saved beside the head."""
-    model = adapted(BertForSequenceClassification(AutoConfig.from_pretrained(tiny_models.save_tiny("bert", tmp_path))), ["bert.pooler.dense", "classifier"])
+    model = adapted(
+        BertForSequenceClassification(AutoConfig.from_pretrained(tiny_models.save_tiny("bert", tmp_path))),
+        ["bert.pooler.dense", "classifier"],
+    )
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name}
     assert trained == {
-        f"base_model.model.{name}.modules_to_save.default.{kind}" for name in ("bert.pooler.dense", "classifier") for kind in ("weight", "bias")
+        f"base_model.model.{name}.modules_to_save.default.{kind}"
+        for name in ("bert.pooler.dense", "classifier")
+        for kind in ("weight", "bias")
     }
     saved = peft.get_peft_model_state_dict(model)
     assert {"base_model.model.bert.pooler.dense.weight", "base_model.model.classifier.weight"} <= set(saved)
 
 
-def test_an_adapter_with_its_base_and_configuration_in_one_folder_is_loaded_by_transformers_alone(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_with_its_base_and_configuration_in_one_folder_is_loaded_by_transformers_alone(checkpoint: Path, tmp_path: Path) -> None:
     """The model card of a LoRA run is one line: `from_pretrained(folder)`."""
     base = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
     model = adapted(base, ["classifier"])

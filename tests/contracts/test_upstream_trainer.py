@@ -7,15 +7,14 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from accelerate import skip_first_batches
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from tunesmith.engines.arguments import SPEC_KEYS, WITHOUT_EFFECT, training_arguments
-from tunesmith.resolve import Resolved
 from tunesmith.registry import Decision
+from tunesmith.resolve import Resolved
 from tunesmith.spec import RunSpec
 from tunesmith.strict import load_spec
 
@@ -72,7 +71,9 @@ def test_the_fields_that_we_set_or_name_exist(tmp_path: Path) -> None:
 def test_the_settings_of_the_spec_arrive(tmp_path: Path) -> None:
     """Otherwise a setting would silently mean something else upstream."""
     made = training_arguments(
-        resolved_spec(learning_rate=3e-4, adam_beta2=0.9, weight_decay=0.5, warmup_steps=0.25, seed=7, save_total_limit="none"), 10, tmp_path
+        resolved_spec(learning_rate=3e-4, adam_beta2=0.9, weight_decay=0.5, warmup_steps=0.25, seed=7, save_total_limit="none"),
+        10,
+        tmp_path,
     )
     found = (made.learning_rate, made.adam_beta2, made.weight_decay, made.warmup_steps, made.seed, made.save_total_limit)
     assert found == (3e-4, 0.9, 0.5, 3, 7, None)
@@ -282,9 +283,7 @@ def early_stopping_trainer(model: Any, rows: Any, folder: Path, max_steps: int, 
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,
     )
-    return Trainer(
-        model=model, args=settings, train_dataset=rows, eval_dataset=rows, callbacks=[Worsens(score), EarlyStoppingCallback(3)]
-    )
+    return Trainer(model=model, args=settings, train_dataset=rows, eval_dataset=rows, callbacks=[Worsens(score), EarlyStoppingCallback(3)])
 
 
 def test_early_stopping_goes_on_counting_after_a_resume(model: Any, rows: Any, tmp_path: Path) -> None:

@@ -101,7 +101,13 @@ def _assert_same_end(straight: Path, resumed: Path) -> None:
     ],
 )
 def test_resumed_equals_straight(
-    tiny_bert: Path, tmp_path: Path, overrides: tuple[str, ...], step: int, how: str, monkeypatch: pytest.MonkeyPatch, in_process_proof: None
+    tiny_bert: Path,
+    tmp_path: Path,
+    overrides: tuple[str, ...],
+    step: int,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process_proof: None,
 ) -> None:
     straight = _train(tiny_bert, tmp_path, "straight", *overrides)
     stopped = _stopped(tiny_bert, tmp_path, "stopped", step, how, monkeypatch, *overrides)
@@ -113,7 +119,9 @@ def test_resumed_equals_straight(
     assert caught.value.code == "usage.nothing_to_resume"
 
 
-def test_a_damaged_checkpoint_is_passed_over(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process_proof: None) -> None:
+def test_a_damaged_checkpoint_is_passed_over(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process_proof: None
+) -> None:
     straight = _train(tiny_bert, tmp_path, "straight")
     stopped = _stopped(tiny_bert, tmp_path, "stopped", 10, "crash", monkeypatch)
     weights = stopped / "checkpoints/checkpoint-8/model.safetensors"
@@ -125,7 +133,9 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_bert: Path, tmp_path: Path, mo
     _assert_same_end(straight, resumed.path)
 
 
-def test_without_a_checkpoint_it_starts_again(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process_proof: None) -> None:
+def test_without_a_checkpoint_it_starts_again(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process_proof: None
+) -> None:
     straight = _train(tiny_bert, tmp_path, "straight")
     stopped = _stopped(tiny_bert, tmp_path, "stopped", 2, "crash", monkeypatch)
     assert not list((stopped / "checkpoints").iterdir())

@@ -33,7 +33,13 @@ def still_bert(tiny_bert: Path, tmp_path: Path) -> Path:
 
 def _prepare(model: Path, tmp_path: Path, *overrides: str) -> Prepared:
     data = write_jsonl(tmp_path / "rows.jsonl", num_rows=180)
-    settings = ["data.validation=none", "train.precision=fp32", f"train.max_steps={NUM_STEPS}", "train.learning_rate=1e-2", "train.batch_size=16"]
+    settings = [
+        "data.validation=none",
+        "train.precision=fp32",
+        f"train.max_steps={NUM_STEPS}",
+        "train.learning_rate=1e-2",
+        "train.batch_size=16",
+    ]
     return prepare(spec_of(str(data), [f"model={model}", *settings, "train.weight_decay=0.01", "train.warmup_steps=3", *overrides]))
 
 

@@ -57,7 +57,9 @@ def accepts(schema: dict[str, Any], node: Any, value: Any) -> bool:
     if any(name not in value for name in node.get("required", [])):
         return False
     return all(
-        accepts(schema, properties[name], item) if name in properties else more is True or (more is not False and accepts(schema, more, item))
+        accepts(schema, properties[name], item)
+        if name in properties
+        else more is True or (more is not False and accepts(schema, more, item))
         for name, item in value.items()
     )
 

@@ -70,7 +70,9 @@ def test_unicode_and_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_any_depth(tmp_path: Path) -> None:
-    spec = load(tmp_path, MINIMAL, "train.learning_rate=3e-5", "method=lora", "method.rank=4", "task.labels=[a, b]", "train.extra.run_name=x")
+    spec = load(
+        tmp_path, MINIMAL, "train.learning_rate=3e-5", "method=lora", "method.rank=4", "task.labels=[a, b]", "train.extra.run_name=x"
+    )
     assert spec.train.learning_rate == 3e-5
     assert spec.method.rank == 4  # type: ignore[attr-defined]
     assert spec.task.labels == ["a", "b"]  # type: ignore[attr-defined]

@@ -168,10 +168,11 @@ def _why_label(found: ColumnFacts) -> str:
 def _cannot_see(
     role: Role, free: Sequence[str], facts: dict[str, ColumnFacts], roles: Sequence[Role], chosen: dict[str, str]
 ) -> InputError:
-    shown = "; ".join(
-        f"{name[:40]} ({facts[name].kind}, {facts[name].num_distinct} different in {facts[name].num_values} rows, e.g. {facts[name].example!r})"
-        for name in free[:8]
-    ) + (f"; and {len(free) - 8} more" if len(free) > 8 else "")
+    described = [
+        f"{fact.name[:40]} ({fact.kind}, {fact.num_distinct} different in {fact.num_values} rows, e.g. {fact.example!r})"
+        for fact in (facts[name] for name in free[:8])
+    ]
+    shown = "; ".join([*described, *([f"and {len(free) - 8} more"] if len(free) > 8 else [])])
     example = ", ".join(f"{item.name}: ..." for item in roles if item.required or item.name == "pair")
     return InputError(
         "data.ambiguous_columns",

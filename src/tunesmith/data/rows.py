@@ -21,6 +21,7 @@ from tunesmith.spec import DataSpec, is_share
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
 
 SAMPLE_ROWS = 2000
 WRITE_ROWS = 2000
@@ -70,12 +71,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def place(self, index: int) -> str:
+    def place(self, index: int | np.integer[Any]) -> str:
         """`file:line` of a row."""
         row = self.dataset[int(index)]
         return f"{self.origins[row['file']]}:{row['line']}"
 
-    def select(self, indices: Sequence[int], split: str | None = None) -> Rows:
+    def select(self, indices: Sequence[int] | np.ndarray, split: str | None = None) -> Rows:
         """The rows at these indices."""
         return Rows(split or self.split, self.dataset.select(indices), self.origins)
 
@@ -250,7 +251,10 @@ def _canonical_rows(
 
 
 def _rows_to_the_end(origin: Origin, findings: Findings) -> Iterator[RawRow | BadLine]:
-    """The rows of a file; when it breaks off, that is one finding more, unless bad rows are skipped: a file that breaks off is no bad row."""
+    """The rows of a file; where it breaks off is one finding more.
+
+    Raises InputError for that when bad rows are skipped: the rows that are missing are unknown.
+    """
     try:
         yield from origin.rows()
     except InputError as error:

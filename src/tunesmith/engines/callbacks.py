@@ -28,16 +28,19 @@ class RecordRun(TrainerCallback):  # type: ignore[misc]
 
 
 class ShowTraining(TrainerCallback):  # type: ignore[misc]
-    """Counts steps on an activity, with the last loss and metric beside it."""
+    """Counts steps on an activity, with the rate and the last loss and metric beside it."""
 
-    def __init__(self, activity: Activity, metric: str) -> None:
+    def __init__(self, activity: Activity, metric: str, rows_per_step: int) -> None:
         self.activity = activity
         self.metric = metric
+        self.rows_per_step = rows_per_step
         self.loss = ""
         self.best = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.activity.advance(state.global_step - self.activity.done, " ".join(filter(None, (self.loss, self.best))))
+        units = state.global_step - self.activity.done
+        rate = f"{self.activity.rate(units) * self.rows_per_step:.1f} rows/s"
+        self.activity.advance(units, "  ".join(filter(None, (self.loss, self.best, rate))))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         logs = logs or {}

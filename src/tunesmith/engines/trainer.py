@@ -6,6 +6,7 @@ its rows divided by the weight of the whole step, so the gradient is that of the
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -80,7 +81,7 @@ class Outcome:
     """The signal that stopped it, if one did."""
 
 
-class StopRequest(TrainerCallback):
+class StopRequest(TrainerCallback):  # type: ignore[misc]
     """Turns SIGINT and SIGTERM into a checkpoint at the end of the step; a second one stops at once."""
 
     def __init__(self) -> None:
@@ -191,12 +192,13 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
 
     def _non_finite(self, loss: torch.Tensor, rows: np.ndarray) -> RunError:
         weights = all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
-        places = ", ".join(self.job.train.rows.place(row) for row in rows[:SHOWN_ROWS])
+        places = ", ".join(self.job.train.rows.place(row) for row in rows[:SHOWN_ROWS]) + (", ..." if len(rows) > SHOWN_ROWS else "")
+        state = "finite" if weights else "no longer finite"
         return RunError(
             "run.non_finite",
             f"the loss is {float(loss)} at step {self.state.global_step + 1}",
             where=f"step {self.state.global_step + 1}",
-            found=f"in {len(rows)} rows: {places}{', ...' if len(rows) > SHOWN_ROWS else ''}; the weights are {'finite' if weights else 'no longer finite'}",
+            found=f"in a micro-batch of {len(rows)} rows: {places}; the weights are {state}",
             fix="lower train.learning_rate, raise train.warmup_steps, or train.precision=fp32; the last checkpoint is untouched",
         )
 
@@ -206,7 +208,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         result = self.job.scorer.evaluate(self.job.validation, intervals=False, advance=self.job.advance_evaluation)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result["metrics"].items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -214,10 +216,23 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         return sum(int(super(PlannedTrainer, self).floating_point_ops(micro_batch)) for micro_batch in inputs["micro_batches"])
 
 
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search("not enough memory|can't allocate memory", str(error)):
+            fix = "lower train.max_tokens_per_micro_batch (the result stays the same) or task.max_length; then `tunesmith resume`"
+            raise RunError(
+                "run.out_of_memory", "the machine ran out of memory", found=" ".join(str(error).split())[:200], fix=fix
+            ) from error
+        raise
+
+
 def fit(job: Job, resume_from: Path | None = None) -> Outcome:
     """Trains the job's model, from the beginning or from a checkpoint; afterwards it holds the best or the last weights.
 
-    Raises RunError when the loss is not finite.
+    Raises RunError when the loss is not finite, or memory runs out.
     """
     stop = StopRequest()
     patience = job.spec.train.early_stopping_patience
@@ -226,7 +241,7 @@ def fit(job: Job, resume_from: Path | None = None) -> Outcome:
     job.callbacks.append(stop)
     trainer = PlannedTrainer(job)
     start = time.perf_counter()
-    with stop.listening():
+    with stop.listening(), _memory_errors():
         output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
     # Accelerate wraps `forward` in autocast for mixed precision: the model handed back computes in the precision of its weights.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)

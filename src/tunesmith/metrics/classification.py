@@ -23,7 +23,8 @@ GRID = np.round(np.arange(0.05, 0.951, 0.05), 2)
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """numerator / denominator, 0 where the denominator is."""
-    return np.divide(numerator, denominator, out=np.zeros(np.broadcast(numerator, denominator).shape), where=denominator != 0)
+    ratio: np.ndarray = np.divide(numerator, denominator, out=np.zeros(np.broadcast(numerator, denominator).shape), where=denominator != 0)
+    return ratio
 
 
 class ClassMeter:
@@ -160,7 +161,8 @@ def choose_thresholds(scores: np.ndarray, truths: np.ndarray) -> np.ndarray:
     guessed = np.stack([guess.sum(0) for guess in guesses])
     common = GRID[int(np.argmax(_ratio(2 * right.sum(1), guessed.sum(1) + support.sum())))]
     own = GRID[np.argmax(_ratio(2 * right, guessed + support), axis=0)]
-    return np.where(support >= MIN_POSITIVES, own, common)
+    thresholds: np.ndarray = np.where(support >= MIN_POSITIVES, own, common)
+    return thresholds
 
 
 def ranking_precision(scores: np.ndarray, truths: np.ndarray) -> np.ndarray:

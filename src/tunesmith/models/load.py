@@ -52,7 +52,18 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with _load_errors(path, "tokenizer"):
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    # Without its files upstream makes a tokenizer that knows no word, and says nothing.
+    names = set(type(tokenizer).vocab_files_names.values())
+    if names and not any((path / name).is_file() for name in names | {"tokenizer.json"}):
+        raise InputError(
+            "model.load",
+            "the folder has no tokenizer",
+            where=str(path),
+            found=f"none of {', '.join(sorted(names | {'tokenizer.json'}))}",
+            fix="save the tokenizer beside the model: tokenizer.save_pretrained(folder)",
+        )
+    return tokenizer
 
 
 def load_config(path: Path) -> Any:

@@ -30,7 +30,7 @@ def is_whole(folder: Path) -> bool:
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest whole checkpoint-N under `folder`, or None, and newer ones that are not whole."""
-    damaged = []
+    damaged: list[Path] = []
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
         if is_whole(checkpoint):
             return checkpoint, damaged

@@ -18,10 +18,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunesmith.errors import InputError
 from tunesmith.spec import RunSpec
+from tunesmith.spec_file import dump_values
 from tunesmith.strict import load_spec
 
 
@@ -91,7 +90,7 @@ class RunDirectory:
 
     def write_spec(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes a spec as YAML."""
-        self._write(name, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120))
+        self._write(name, dump_values(dict(values), sort_keys=False, width=120))
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file in one piece."""

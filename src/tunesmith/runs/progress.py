@@ -76,6 +76,10 @@ class Activity:
         """Notes that units are done; `shown` is a short text such as the loss."""
         self.done += units
 
+    def rate(self, more: int = 0) -> float:
+        """Units a second since the start, with `more` that are just done."""
+        return (self.done + more - self.first) / max(time.monotonic() - self.started, 1e-9)
+
 
 class _LiveActivity(Activity):
     def __init__(self, name: str, total: int, done: int, live: Any, number: int) -> None:
@@ -100,7 +104,7 @@ class _PlainActivity(Activity):
         if now - self.last_line < SECONDS_BETWEEN_LINES:
             return
         self.last_line = now
-        left = (now - self.started) / max(self.done - self.first, 1) * (self.total - self.done)
+        left = (self.total - self.done) / max(self.rate(), 1e-9)
         print(f"{self.name} {self.done}/{self.total}  {self.shown}  {format_seconds(left)} left", file=sys.stderr, flush=True)
 
 

@@ -393,12 +393,8 @@ def _lint_cell(section: TextClassificationSpec, cell: Sequence[str]) -> tuple[st
         )
     for label in labels:
         if label not in section.labels:
-            return (
-                "data.unknown_label",
-                "the label is not one of the task's",
-                shorten(label),
-                f"{did_you_mean(label, section.labels)} If it is meant, name all classes in task.labels; data.on_bad_row=skip leaves it out",
-            )
+            fix = f"{did_you_mean(label, section.labels)} If it is meant, name all in task.labels; data.on_bad_row=skip leaves it out"
+            return "data.unknown_label", "the label is not one of the task's", shorten(label), fix
     return None
 
 

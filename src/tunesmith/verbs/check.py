@@ -185,9 +185,8 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         lines.append("  left out: " + ", ".join(f"{count} {code}" for code, count in data["rejected"].items()))
     lines.append("lengths in tokens:")
     for split, lengths in report["lengths"].items():
-        lines.append(
-            f"  {split}: {lengths['quantiles']}; cut {lengths['truncated']:,} of {lengths['rows']:,} ({lengths['truncated'] / lengths['rows']:.1%})"
-        )
+        share = lengths["truncated"] / lengths["rows"]
+        lines.append(f"  {split}: {lengths['quantiles']}; cut {lengths['truncated']:,} of {lengths['rows']:,} ({share:.1%})")
     lines += decision_lines(Decision(**decision) for decision in report["decisions"])
     lines.append("rows as the model sees them:")
     for row in report["rows"]:

@@ -64,10 +64,11 @@ def _with_files(source: Any) -> Any:
         return source
     from tunesmith.data.tables import keep_table
 
-    return {
-        **source,
-        "data": {key: keep_table(value) if key in ("train", "validation", "test") else value for key, value in source["data"].items()},
-    }
+    def keep(key: str, value: Any) -> Any:
+        # what cannot be a table at all is left to the spec, which says everything that is wrong
+        return keep_table(value) if key in ("train", "validation", "test") and not isinstance(value, (int, type(None))) else value
+
+    return {**source, "data": {key: keep(key, value) for key, value in source["data"].items()}}
 
 
 def _fill_in(read: Source) -> None:

@@ -53,9 +53,9 @@ def prove_model(prepared: Prepared, code: str, folder: Path, labels: dict[int, s
     allowed = TOLERANCE * max(expected.abs().max().item(), 1.0)
     if not difference <= allowed:
         problems.append(f"logits differ by up to {difference:.3g} ({allowed:.3g} allowed)")
-    proof = {
+    return {
         "proven": not problems,
-        "what": "the saved model and tokenizer, loaded in a fresh process by the code of the model card, against the model in memory (fp32)",
+        "what": "model and tokenizer, loaded in a fresh process by the code of the model card, against the model in memory (fp32)",
         "rows": [encoded.rows.place(index) for index in indices[:3]] + ["..."],
         "num_rows": len(indices),
         "same_tokens": answer["ids"] == ids,
@@ -64,7 +64,6 @@ def prove_model(prepared: Prepared, code: str, folder: Path, labels: dict[int, s
         "same_argmax": bool((found.argmax(-1) == expected.argmax(-1)).all()) if found.shape == expected.shape else False,
         "problems": problems,
     }
-    return proof
 
 
 def _logits_in_memory(prepared: Prepared, encoded: Encoded, indices: np.ndarray) -> torch.Tensor:

@@ -8,6 +8,7 @@ The request holds the card's code, texts, pairs (or null), max_length and rows_p
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(folder: str, request_path: str, logits_path: str) -> None:
@@ -18,7 +19,7 @@ def main(folder: str, request_path: str, logits_path: str) -> None:
     from transformers import AutoTokenizer
 
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
-    names: dict = {"folder": folder}
+    names: dict[str, Any] = {"folder": folder}
     exec(compile(request["code"], "the model card", "exec"), names)
     model = names["model"].eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -136,7 +136,8 @@ class Run:
         return rows
 
     def _read(self, source: str, roles: Sequence[Role], work: Path) -> tuple[Rows, Findings]:
-        columns = {role.name: self.spec.data.columns[role.name] for role in roles if role.name in self.spec.data.columns}
+        all_columns: Any = self.spec.data.columns
+        columns = {role.name: all_columns[role.name] for role in roles if role.name in all_columns}
         used = [role for role in roles if role.name in columns]
         spec = data_spec(source if source.startswith("hub:") else str(Path(source).absolute()), self.spec.data)
         opened = open_sources(spec)

@@ -43,9 +43,8 @@ def metric_lines(split: str, result: dict[str, Any]) -> list[str]:
         width = min(max(map(len, per_class)), 30)
         lines.append(f"  {'':<{width}}  precision  recall     f1  support")
         for label, scores in list(per_class.items())[:MAX_CLASSES]:
-            lines.append(
-                f"  {label[:width]:<{width}}  {scores['precision']:9.3f}  {scores['recall']:6.3f}  {scores['f1']:5.3f}  {scores['support']:7,}"
-            )
+            numbers = f"{scores['precision']:9.3f}  {scores['recall']:6.3f}  {scores['f1']:5.3f}  {scores['support']:7,}"
+            lines.append(f"  {label[:width]:<{width}}  {numbers}")
     return lines
 
 

@@ -120,7 +120,8 @@ def test_labels_become_lists_of_strings(value: Any, label: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "code"), [(None, "data.empty_label"), ("  ", "data.empty_label"), ({"a": 1}, "data.column_type"), ([None], "data.column_type")]
+    ("value", "code"),
+    [(None, "data.empty_label"), ("  ", "data.empty_label"), ({"a": 1}, "data.column_type"), ([None], "data.column_type")],
 )
 def test_labels_that_are_none(value: Any, code: str) -> None:
     label, problem = canonical_label(value)
@@ -129,7 +130,9 @@ def test_labels_that_are_none(value: Any, code: str) -> None:
     assert problem[0] == code
 
 
-@pytest.mark.parametrize(("value", "code"), [(None, "data.empty_text"), (" \n", "data.empty_text"), (3, "data.column_type"), (["a"], "data.column_type")])
+@pytest.mark.parametrize(
+    ("value", "code"), [(None, "data.empty_text"), (" \n", "data.empty_text"), (3, "data.column_type"), (["a"], "data.column_type")]
+)
 def test_texts_that_are_none(value: Any, code: str) -> None:
     text, problem = canonical_text(value)
     assert text is None

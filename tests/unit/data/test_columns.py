@@ -133,7 +133,6 @@ def test_wrong_names_in_the_spec(given: dict[str, str], code: str, fix: str) -> 
     assert caught.value.problems[0].fix == fix
 
 
-
 def test_an_optional_role_is_taken_by_name_only() -> None:
     roles = (Role("text", "text", known_names=("text",)), Role("pair", "text", required=False, known_names=("context",)))
     assert assign({"text": SENTENCES, "context": SENTENCES[::-1]}, roles=roles)[0] == {"text": "text", "pair": "context"}

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import tiny_models
 from tiny_rows import rows_of
-
 from tunesmith.data.cache import cache_folder, cached_folder, key_of
 from tunesmith.data.collate import collate_rows
 from tunesmith.data.encode import Encoded, encode_rows, tokenizer_key
@@ -23,7 +23,9 @@ TEXTS = ["the good film", "a dull day in town", "the story of two friends and th
 LABELS = ["good", "bad", "good"]
 
 
-def encode(rows: Rows, work: Path, section: Any = SECTION, max_length: int = 16, tokenizer: Any = None, use_cache: bool = True, task: Any = None) -> Encoded:
+def encode(
+    rows: Rows, work: Path, section: Any = SECTION, max_length: int = 16, tokenizer: Any = None, use_cache: bool = True, task: Any = None
+) -> Encoded:
     key = key_of(text_hashes(rows).tobytes(), label_hashes(rows).tobytes()).encode()
     work.mkdir(exist_ok=True)
     return encode_rows(

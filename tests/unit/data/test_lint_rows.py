@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tiny_rows import rows_of
 
+from tiny_rows import rows_of
 from tunesmith.data.findings import Findings
 from tunesmith.data.lint import label_hashes, lint_contradictions, lint_labels, lint_leaks, num_duplicates, text_hashes
 from tunesmith.tasks.text_classification import TEXT_CLASSIFICATION, TextClassificationSpec

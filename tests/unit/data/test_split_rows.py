@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_rows import rows_of
 
+from tiny_rows import rows_of
 from tunesmith.data.findings import Findings
 from tunesmith.data.lint import text_hashes
 from tunesmith.data.rows import Rows
 from tunesmith.data.split import share_of, split_rows
 
 
-def split(texts: list[str], labels: list[str], share: float = 0.1, seed: int = 0, every: bool = True, skip: bool = False) -> tuple[Rows, Rows, Findings]:
+def split(
+    texts: list[str], labels: list[str], share: float = 0.1, seed: int = 0, every: bool = True, skip: bool = False
+) -> tuple[Rows, Rows, Findings]:
     rows = rows_of(texts, labels)
     names = sorted(set(labels))
     findings = Findings(skip)
@@ -26,7 +28,9 @@ def label_counts(rows: Rows) -> Counter:
     return Counter(cell[0] for cell in rows.dataset["label"])
 
 
-@pytest.mark.parametrize(("given_share", "share"), [("10%", 0.1), ("0.5%", 0.005), (0.25, 0.25), ("none", None), ("dev.csv", None), (["a"], None)])
+@pytest.mark.parametrize(
+    ("given_share", "share"), [("10%", 0.1), ("0.5%", 0.005), (0.25, 0.25), ("none", None), ("dev.csv", None), (["a"], None)]
+)
 def test_a_share_is_a_number_or_a_percentage(given_share: object, share: float | None) -> None:
     assert share_of(given_share) == share
 
@@ -57,7 +61,11 @@ def test_the_seed_decides_and_order_is_kept() -> None:
     assert train.dataset["line"][:] == sorted(train.dataset["line"][:])
 
 
-@given(st.lists(st.tuples(st.integers(0, 25), st.sampled_from("abc")), min_size=12, max_size=150), st.sampled_from([0.1, 0.3, 0.5]), st.integers(0, 3))
+@given(
+    st.lists(st.tuples(st.integers(0, 25), st.sampled_from("abc")), min_size=12, max_size=150),
+    st.sampled_from([0.1, 0.3, 0.5]),
+    st.integers(0, 3),
+)
 @settings(max_examples=60, deadline=None)
 def test_both_sides_partition_the_rows_and_share_no_text(rows: list[tuple[int, str]], share: float, seed: int) -> None:
     texts = [f"text {number} {label}" for number, label in rows]

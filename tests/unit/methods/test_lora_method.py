@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
 import transformers
 
+import tiny_models
 from tunesmith.errors import InputError
 from tunesmith.methods.full import FULL, FullSpec
 from tunesmith.methods.lora import LORA, LoraSpec, linear_modules, modules_of
@@ -51,7 +51,14 @@ def test_auto_is_every_linear_layer_of_the_body(checkpoint: Path) -> None:
     [decision] = LORA.decide(LoraSpec(), model)
     assert decision.field == "method.target_modules"
     assert decision.value == sorted(
-        ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense"]
+        [
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+            "intermediate.dense",
+            "output.dense",
+        ]
         + ["bert.pooler.dense"]
     )
     assert len(linear_modules(model)) == 13

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 
+import tiny_models
 import tunesmith
 from tunesmith.data.collate import collate_rows
 from tunesmith.engines.trainer import fit

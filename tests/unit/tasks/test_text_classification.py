@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 from transformers import AutoModelForSequenceClassification
 
+import tiny_models
 from tunesmith.data.rows import RowFacts
 from tunesmith.errors import InputError
 from tunesmith.metrics.classification import ClassMeter, MultiLabelMeter, RegressionMeter

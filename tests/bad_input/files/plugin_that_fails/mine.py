@@ -1,1 +1,1 @@
-raise KeyError('lost')
+raise KeyError("lost")
