@@ -37,10 +37,6 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes every text that YAML 1.1 or 1.2 would read as something else, such as `no` or `2e5`."""
-
-
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -49,10 +45,9 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", "~nN"),
     ("merge", r"<<", "<"),
 ):
-    for _reader in (_Loader, _Dumper):
-        _reader.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, *([""] if _tag == "null" else [])]
-        )
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, *([""] if _tag == "null" else [])]
+    )
 _Loader.add_constructor(
     "tag:yaml.org,2002:float",
     lambda loader, node: float(str(node.value).lower().replace(".inf", "inf").replace(".nan", "nan")),
@@ -223,3 +218,18 @@ class _Construction:
         except UnicodeDecodeError:
             self._note("spec.syntax", "an escape is half a surrogate pair", node, ascii(text)[:60], "write the character itself")
             return None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 or 1.2 would read as something else, such as `no` or `2e5`."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
+def dump_values(value: Any, **options: Any) -> str:
+    """YAML text of plain values that `parse_source` reads back as they are; options are those of `yaml.dump`."""
+    return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, **options))

@@ -142,14 +142,17 @@ class Table:
 
     @property
     def share(self) -> float:
+        """Share of the rows with the most common count of fields."""
         return self.num_fitting / max(1, len(self.rows))
 
     @property
     def name(self) -> str:
+        """The delimiter, for people."""
         return name_delimiter(self.delimiter)
 
 
 def name_delimiter(delimiter: str) -> str:
+    """A delimiter as messages name it."""
     return DELIMITERS.get(delimiter, repr(delimiter)) if delimiter else "no delimiter"
 
 
@@ -244,6 +247,7 @@ def _is_even(table: Table, is_named_so: bool) -> bool:
 
 
 def has_role_name(cells: list[str]) -> bool:
+    """Whether one of the cells is a word that headers use."""
     return any(cell.strip().lower() in ROLE_NAMES for cell in cells)
 
 
@@ -274,4 +278,5 @@ def find_header(rows: list[list[str]], num_fields: int) -> tuple[bool, str]:
 
 
 def is_number(cell: str) -> bool:
+    """Whether a cell reads as a number."""
     return NUMBER.fullmatch(cell) is not None or cell.strip().lower() in ("nan", "inf", "-inf")

@@ -126,10 +126,12 @@ class Document:
             return line, value
 
     def error(self, problem: str, found: str, line: int) -> InputError:
+        """What says that the text is no JSON at `line`."""
         fix = "mend the file there; nothing after it can be read"
         return InputError("data.unreadable_line", problem, where=place(self.path, line), found=found, fix=fix)
 
     def shape_error(self, found: str, fix: str = EXPECTED) -> InputError:
+        """What says that the JSON is not one table."""
         return InputError("data.format", "the JSON document does not hold one table of rows", where=self.path.name, found=found, fix=fix)
 
 

@@ -62,6 +62,7 @@ def _existing(name: str, root: Path) -> Path:
 
 
 def shorten_name(name: str) -> str:
+    """The name of a file, quoted, for messages."""
     return repr(name if len(name) <= 200 else name[:200] + "...")
 
 

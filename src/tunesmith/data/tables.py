@@ -17,11 +17,7 @@ def keep_table(value: Any) -> Any:
 
     The file is named by its content, under the cache folder's `tables`.
     """
-    if (
-        value is None
-        or isinstance(value, (str, int, float, Path))
-        or (isinstance(value, list) and all(isinstance(item, (str, Path)) for item in value))
-    ):
+    if isinstance(value, (str, float, Path)) or (isinstance(value, list) and all(isinstance(item, (str, Path)) for item in value)):
         return value
     import pyarrow as pa
 

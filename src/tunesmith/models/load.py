@@ -121,10 +121,15 @@ def load_trained(path: Path, auto_model: str) -> PreTrainedModel:
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[Decision]:
-    """Gives tokenizer and model the same pad token; a decoder without one pads with a token that no text holds."""
+    """Gives tokenizer and model the same pad token.
+
+    A decoder without one pads with its end of text, which stands in no text: the model finds a row's last token by looking for what
+    is not padding. Where the tokenizer itself ends every text with it, the unknown token takes its place.
+    """
     decisions = []
     if tokenizer.pad_token_id is None:
-        token = tokenizer.unk_token if tokenizer.unk_token not in (None, tokenizer.eos_token) else tokenizer.eos_token
+        appends_end = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
+        token = tokenizer.unk_token if appends_end or tokenizer.eos_token is None else tokenizer.eos_token
         if token is None:
             raise InputError(
                 "model.tokenizer", "the tokenizer has neither a pad nor an end-of-text token", fix="save the tokenizer with a pad_token"

@@ -81,5 +81,5 @@ def prediction_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
         else:
             head = ", ".join(f"{label} {row['scores'][label]:.2f}" for label in row["labels"]) or "no label"
         text = row["text"] + (f" | {row['pair']}" if "pair" in row else "")
-        lines.append(f"{head}\t{text}")
+        lines.append(f"{head}\t{' '.join(text.split())}")
     return lines

@@ -10,6 +10,8 @@ from tunesmith.data.findings import Findings
 from tunesmith.data.lint import label_hashes, lint_contradictions, lint_labels, lint_leaks, num_duplicates, text_hashes
 from tunesmith.tasks.text_classification import TEXT_CLASSIFICATION, TextClassificationSpec
 
+SECTION = TextClassificationSpec(problem_type="single_label_classification", labels=["x", "y"], label_separator="none")
+
 
 def test_hashes_are_of_the_text_the_pair_and_the_label() -> None:
     rows = rows_of(["a", "a", "b", "a"], ["x", "y", "x", ["x", "y"]], ["p", "p", "p", "q"])
@@ -42,7 +44,7 @@ def test_labels_that_the_task_refuses_are_masked_and_placed() -> None:
 def test_identical_texts_with_different_labels_contradict() -> None:
     rows = rows_of(["same", "other", "same", "twice", "twice"], ["x", "x", "y", "x", "x"])
     findings = Findings()
-    good = lint_contradictions(rows, text_hashes(rows), findings)
+    good = lint_contradictions(rows, text_hashes(rows), TEXT_CLASSIFICATION, SECTION, findings)
     assert good.tolist() == [False, True, False, True, True]
     [problem] = findings.problems
     assert problem.code == "data.conflicting_labels"
@@ -53,7 +55,7 @@ def test_identical_texts_with_different_labels_contradict() -> None:
 def test_every_contradicting_row_is_rejected_when_rows_are_skipped(tmp_path: Path) -> None:
     rows = rows_of(["same", "same", "same", "other"], ["x", "y", "y", "x"])
     findings = Findings(skip=True, rejected=tmp_path / "rejected.jsonl")
-    lint_contradictions(rows, text_hashes(rows), findings)
+    lint_contradictions(rows, text_hashes(rows), TEXT_CLASSIFICATION, SECTION, findings)
     findings.close()
     assert findings.num_rejected == 3
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
@@ -63,9 +65,9 @@ def test_every_contradicting_row_is_rejected_when_rows_are_skipped(tmp_path: Pat
 
 def test_rows_without_labels_cannot_contradict() -> None:
     rows = rows_of(["same", "same"])
-    assert lint_contradictions(rows, text_hashes(rows), Findings()).all()
+    assert lint_contradictions(rows, text_hashes(rows), TEXT_CLASSIFICATION, SECTION, Findings()).all()
     empty = rows_of([], [])
-    assert len(lint_contradictions(empty, np.empty(0, np.uint64), Findings())) == 0
+    assert len(lint_contradictions(empty, np.empty(0, np.uint64), TEXT_CLASSIFICATION, SECTION, Findings())) == 0
 
 
 def test_training_rows_that_stand_in_the_test_set_leak() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def best_cost(lengths: list[int], tokens: int, pass_cost: int) -> int:
     for number in range(len(ordered)):
         for cuts in combinations(range(1, len(ordered)), number):
             edges = [0, *cuts, len(ordered)]
-            parts = [ordered[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+            parts = [ordered[start:end] for start, end in pairwise(edges)]
             if all(len(part) == 1 or len(part) * part[0] <= tokens for part in parts):
                 costs.append(sum(len(part) * part[0] + pass_cost for part in parts))
     return min(costs)

@@ -58,8 +58,8 @@ def test_auto_is_every_linear_layer_of_the_body(checkpoint: Path) -> None:
             "attention.output.dense",
             "intermediate.dense",
             "output.dense",
+            "bert.pooler.dense",
         ]
-        + ["bert.pooler.dense"]
     )
     assert len(linear_modules(model)) == 13
     attached = LORA.attach(LoraSpec(target_modules=decision.value, rank=2), model, HEAD, "SEQ_CLS")

@@ -192,7 +192,7 @@ def test_labels_that_upstream_made_up_count_as_none() -> None:
 
 
 def model_with(pad_token_id: int | None, **more: Any) -> Any:
-    return SimpleNamespace(config=SimpleNamespace(pad_token_id=pad_token_id, **more), named_modules=dict().items)
+    return SimpleNamespace(config=SimpleNamespace(pad_token_id=pad_token_id, **more), named_modules={}.items)
 
 
 def test_a_tokenizer_without_a_pad_token_gets_the_end_of_text() -> None:
