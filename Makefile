@@ -49,10 +49,10 @@ demo: setup
 	@echo "What was decided, and why: demo/run/decisions.json; what happened: demo/run/events.jsonl; rows left out: demo/run/rejected.jsonl"
 
 test: setup-test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto
 
 test-slow: setup-test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto -m slow
 
 lint: setup-test
 	$(BIN)/ruff check .

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tunesmith.errors import RunError, TunesmithError
 
     try:
-        parsed = build_parser().parse_args(arguments)
+        parsed = _parse(arguments)
         if parsed.version:
             from tunesmith import __version__
 
@@ -118,6 +118,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _report_unexpected(error, wants_json)
     return 0
+
+
+def _parse(arguments: list[str]) -> Arguments:
+    """The arguments of a command; overrides may also follow options."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(parsed, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
+        parsed.overrides = [*parsed.overrides, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return parsed
 
 
 def _prepare_process(plugins: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from tunesmith.errors import InputError, Problem
 from tunesmith.models.catalog import ModelFiles, find_model
 from tunesmith.models.load import ensure_pad_token, load_config, load_model, load_tokenizer, longest_input, pretrained_labels
 from tunesmith.registry import METHODS, TASKS, Decision, Method, Task
-from tunesmith.resolve import Resolved, check_training, decide_max_length, decide_training, rows_per_step
+from tunesmith.resolve import Resolved, check_training, decide_max_length, decide_training, rows_per_step, total_steps
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.spec import RunSpec
 from tunesmith.strict import naming_places
@@ -98,7 +98,7 @@ def prepare_data(spec: RunSpec, rejected: Path | None = None) -> PreparedData:
         }
         if not len(rows["train"]):
             findings.raise_if_any()
-            raise InputError("data.too_small", "no training row is left", found=f"{findings.num_rejected} rows were rejected")
+            raise InputError("data.too_small", "no training row is left", where="data.train", found=findings.tally())
         return _check_rows(resolved, task, opened, columns, rows, findings, work)
     finally:
         findings.close()
@@ -118,9 +118,8 @@ def _check_rows(
     facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
     try:
         decided = resolved.decide(task.decide(spec.task, facts))
-    except InputError:
-        findings.raise_if_any()
-        raise
+    except InputError as error:
+        findings.raise_with(error)
     section = decided.spec.task
     texts: dict[str, np.ndarray] = {}
     for split in rows:
@@ -142,13 +141,15 @@ def _check_rows(
                 "data.too_small",
                 f"the {split} set has no rows",
                 where=f"data.{split}",
-                found=f"{findings.num_rejected} rows were rejected",
+                found=findings.tally(),
                 fix="give more rows, or data.validation=none",
             )
     if findings.num_rejected:
         # The rows that are left decide anew: a label that only bad rows had is not a class.
         facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
         decided = resolved.decide(task.decide(spec.task, facts))
+        for split in rows:
+            rows[split] = rows[split].select(np.flatnonzero(lint_labels(rows[split], task, decided.spec.task, findings)))
     ordered: dict[str, Rows] = {split: rows[split] for split in ("train", "validation", "test") if split in rows}
     return PreparedData(decided, task, opened, columns, facts, ordered, findings, work, duplicates)
 
@@ -183,7 +184,7 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     model = METHODS.get(spec.method.name).attach(resolved.spec.method, loaded.model, loaded.head_parameters, task.peft_task_type)
     has_validation = "validation" in encoded
     resolved = resolved.decide(decide_training(resolved.spec, len(encoded["train"]), has_validation))
-    check_training(resolved.spec, has_validation)
+    check_training(resolved.spec, has_validation, total_steps(resolved.spec, len(encoded["train"])))
     resolved.assert_decided()
     train = resolved.spec.train
     plan = BatchPlan(encoded["train"].lengths, rows_per_step(resolved.spec), int(train.max_tokens_per_micro_batch), train.seed, world_size)

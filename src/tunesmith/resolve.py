@@ -13,7 +13,7 @@ from tunesmith.engines.arguments import check_extra
 from tunesmith.errors import InputError, Problem, collected, did_you_mean
 from tunesmith.registry import METHODS, TASKS, Decision
 from tunesmith.runs.environment import bf16_speedup
-from tunesmith.spec import RunSpec, Section
+from tunesmith.spec import RunSpec, Section, TrainSpec
 
 SHORT_TOKENS = 512
 LONG_QUANTILE = 0.99
@@ -132,8 +132,8 @@ def _decide_precision() -> Decision:
     return Decision("train.precision", value, f"a bf16 matrix product takes {1 / speedup:.2f} of the time of an fp32 one on this processor")
 
 
-def check_training(spec: RunSpec, has_validation: bool) -> None:
-    """Refuses settings of a resolved spec that contradict each other or would have no effect.
+def check_training(spec: RunSpec, has_validation: bool, num_steps: int) -> None:
+    """Refuses settings of a resolved spec that contradict each other or would have no effect in `num_steps` steps.
 
     Raises InputError with all of them.
     """
@@ -150,23 +150,15 @@ def check_training(spec: RunSpec, has_validation: bool) -> None:
         for field, idle in (("eval_steps", "none"), ("early_stopping_patience", "none"), ("load_best_model_at_end", False)):
             if getattr(train, field) != idle:
                 refuse("spec.no_effect", field, f"{field} needs a validation set", "give data.validation, or leave it out")
-    if train.load_best_model_at_end:
-        if train.save_steps == "none" or train.eval_steps == "none":
-            refuse(
-                "spec.conflict",
-                "load_best_model_at_end",
-                "the best model cannot be kept without evaluation and checkpoints",
-                "set eval_steps and save_steps, or load_best_model_at_end: false",
-            )
-        elif (train.save_steps == "epoch") != (train.eval_steps == "epoch") or (
-            isinstance(train.save_steps, int) and isinstance(train.eval_steps, int) and train.save_steps % train.eval_steps
-        ):
-            refuse(
-                "spec.conflict",
-                "save_steps",
-                f"checkpoints must fall on evaluations (eval_steps={train.eval_steps}) for the best to be kept",
-                "use the same steps for both, or a multiple",
-            )
+    elif isinstance(train.eval_steps, int) and train.eval_steps > num_steps:
+        refuse(
+            "spec.no_effect",
+            "eval_steps",
+            f"the run ends after {num_steps} steps, before it is evaluated",
+            f"at most {num_steps}, or epoch",
+        )
+    if train.load_best_model_at_end and (problem := _best_model_problem(train)) is not None:
+        refuse("spec.conflict", *problem)
     if train.early_stopping_patience != "none" and not train.load_best_model_at_end:
         refuse("spec.conflict", "early_stopping_patience", "early stopping keeps the best model", "leave load_best_model_at_end on auto")
     if train.early_stopping_patience == "none" and train.early_stopping_threshold:
@@ -186,6 +178,18 @@ def check_training(spec: RunSpec, has_validation: bool) -> None:
         check_extra(spec)
     if problems:
         raise InputError.from_problems(problems)
+
+
+def _best_model_problem(train: TrainSpec) -> tuple[str, str, str] | None:
+    """(field, problem, fix) when evaluations and checkpoints do not let the best model be kept."""
+    if train.save_steps == "none" or train.eval_steps == "none":
+        problem = "the best model cannot be kept without evaluation and checkpoints"
+        return "load_best_model_at_end", problem, "set eval_steps and save_steps, or load_best_model_at_end: false"
+    both_numbers = isinstance(train.save_steps, int) and isinstance(train.eval_steps, int)
+    if both_numbers and int(train.save_steps) % int(train.eval_steps) or (train.save_steps == "epoch") != (train.eval_steps == "epoch"):
+        problem = f"checkpoints must fall on evaluations (eval_steps={train.eval_steps}) for the best to be kept"
+        return "save_steps", problem, "use the same steps for both, or a multiple"
+    return None
 
 
 def rows_per_step(spec: RunSpec) -> int:

@@ -68,7 +68,7 @@ def test_training_leaves_nothing_automatic() -> None:
     assert spec.train.learning_rate == METHODS.get("full").learning_rate
     assert (spec.train.eval_steps, spec.train.save_steps, spec.train.load_best_model_at_end) == ("epoch", "epoch", True)
     assert spec.train.metric_for_best_model == "accuracy"
-    check_training(spec, True)
+    check_training(spec, True, 100)
 
 
 def test_what_the_spec_says_is_not_decided() -> None:
@@ -76,20 +76,20 @@ def test_what_the_spec_says_is_not_decided() -> None:
     assert (spec.train.learning_rate, spec.train.precision, spec.train.logging_steps) == (1e-3, "fp32", 3)
     assert (spec.train.eval_steps, spec.train.save_steps) == (10, 10)
     assert not {"train.learning_rate", "train.precision", "train.eval_steps", "train.logging_steps"} & set(reasons)
-    check_training(spec, True)
+    check_training(spec, True, 100)
 
 
 def test_without_validation_rows_nothing_is_evaluated() -> None:
     spec, _ = decided(spec_of(precision="fp32"), has_validation=False)
     assert (spec.train.eval_steps, spec.train.save_steps, spec.train.load_best_model_at_end) == ("none", "epoch", False)
-    check_training(spec, False)
+    check_training(spec, False, 100)
 
 
 @pytest.mark.parametrize("settings", [{"eval_steps": "none"}, {"save_steps": "none"}])
 def test_the_best_is_kept_only_when_it_is_evaluated_and_saved(settings: dict[str, Any]) -> None:
     spec, _ = decided(spec_of(precision="fp32", **settings))
     assert spec.train.load_best_model_at_end is False
-    check_training(spec, True)
+    check_training(spec, True, 100)
 
 
 def test_each_method_has_its_learning_rate() -> None:
@@ -172,7 +172,7 @@ def test_how_many_steps(settings: dict[str, Any], num_rows: int, per_epoch: int,
 def test_contradictions_are_refused_where_they_stand(settings: dict[str, Any], code: str, field: str) -> None:
     spec, _ = decided(spec_of(precision="fp32", **settings))
     with pytest.raises(InputError) as caught:
-        check_training(spec, True)
+        check_training(spec, True, 100)
     assert (caught.value.code, caught.value.problems[0].where) == (code, f"train.{field}")
 
 
@@ -180,7 +180,7 @@ def test_contradictions_are_refused_where_they_stand(settings: dict[str, Any], c
 def test_what_needs_validation_rows_is_refused_without(settings: dict[str, Any]) -> None:
     spec, _ = decided(spec_of(precision="fp32", **settings), has_validation=False)
     with pytest.raises(InputError) as caught:
-        check_training(spec, False)
+        check_training(spec, False, 100)
     assert caught.value.code in ("spec.no_effect", "spec.conflict")
 
 
@@ -188,7 +188,7 @@ def test_what_needs_validation_rows_is_refused_without(settings: dict[str, Any])
 def test_label_smoothing_is_for_classes(problem_type: str) -> None:
     spec, _ = decided(spec_of(problem_type=problem_type, precision="fp32", label_smoothing_factor=0.1))
     with pytest.raises(InputError) as caught:
-        check_training(spec, True)
+        check_training(spec, True, 100)
     assert caught.value.problems[0].where == "train.label_smoothing_factor"
 
 
@@ -197,5 +197,5 @@ def test_label_smoothing_is_for_classes(problem_type: str) -> None:
 )
 def test_what_fits_together_passes(settings: dict[str, Any]) -> None:
     spec, _ = decided(spec_of(precision="fp32", **settings))
-    check_training(spec, True)
+    check_training(spec, True, 100)
     assert spec.train.load_best_model_at_end is True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,10 +101,9 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def code_key(task: Task) -> str:
-    """SHA-256 of the code that encodes, tunesmith's own and the versions of what it calls."""
+    """SHA-256 of the code that encodes: the files beside the task's `encode`, and the versions of what they call."""
     import tokenizers
     import transformers
 
-    module = inspect.getmodule(task.encode)
-    sources = [inspect.getsource(module) if module else "", inspect.getsource(sys.modules[__name__])]
-    return key_of(sources, tokenizers.__version__, transformers.__version__)
+    files = [Path(__file__), *sorted(Path(inspect.getfile(task.encode)).parent.glob("*.py"))]
+    return key_of([file.read_text(encoding="utf-8") for file in files], tokenizers.__version__, transformers.__version__)

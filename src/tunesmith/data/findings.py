@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tunesmith.errors import InputError, Problem
 
@@ -50,6 +50,20 @@ class Findings:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def tally(self) -> str:
+        """How many rows were left out, by code."""
+        return ", ".join(f"{count} {code}" for code, count in self.counts.items()) or "no row was rejected"
+
+    def raise_with(self, error: InputError) -> NoReturn:
+        """Raises an error together with everything found before it, unless bad rows are to be skipped."""
+        if self.skip or not self.counts:
+            raise error
+        self.close()
+        counts = dict(self.counts)
+        for code, count in error.counts.items():
+            counts[code] = counts.get(code, 0) + count
+        raise InputError.from_problems([*self.problems, *error.problems], counts) from error
 
     def raise_if_any(self) -> None:
         """Raises everything found as one InputError, unless bad rows are to be skipped."""

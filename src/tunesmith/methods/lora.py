@@ -10,7 +10,7 @@ from pydantic import Field
 
 from tunesmith.errors import InputError, did_you_mean
 from tunesmith.registry import Decision, Method
-from tunesmith.spec import Auto, NamedSection, PositiveInt, Share
+from tunesmith.spec import Auto, NamedSection, Share
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ class LoraSpec(NamedSection):
 
     name: str = "lora"
     """`lora`."""
-    rank: PositiveInt = 16
+    rank: Annotated[int, Field(gt=0, le=4096)] = 16
     """Rank of each update (peft's r)."""
     alpha: Annotated[float, Field(gt=0)] = 32
     """Updates are scaled by alpha / rank."""
@@ -33,7 +33,7 @@ class LoraSpec(NamedSection):
     """Which biases are trained."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."""
-    target_modules: list[str] | Auto = "auto"
+    target_modules: Annotated[list[str], Field(min_length=1)] | Auto = "auto"
     """Names, or ends of names, of the linear layers to adapt; `auto` is all of them but the head."""
 
 

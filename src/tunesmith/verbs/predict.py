@@ -37,9 +37,21 @@ def _rows(run: Run, file: str | None, texts: Sequence[str], pairs: Sequence[str]
     if texts:
         return run.predict(list(zip(texts, pairs, strict=True)) if pairs else list(texts))
     if file == "-":
-        return run.predict([line.rstrip("\r\n") for line in sys.stdin if line.strip()])
+        return run.predict([line.rstrip("\r\n") for line in _standard_input() if line.strip()])
     assert file is not None
     return run.predict_file(file)
+
+
+def _standard_input() -> Iterator[str]:
+    number = 0
+    try:
+        for number, line in enumerate(sys.stdin, 1):  # noqa: B007
+            yield line
+    except UnicodeDecodeError as error:
+        fix = "convert it to UTF-8, for example with iconv"
+        raise InputError(
+            "data.encoding", "standard input is not valid UTF-8", where=f"-: after line {number}", found=str(error), fix=fix
+        ) from error
 
 
 def _write(rows: Iterable[dict[str, Any]], path: Path) -> int:

@@ -27,8 +27,7 @@ def rejected_lines(data: PreparedData) -> list[str]:
     """How many rows were left out, and why."""
     if not data.findings.num_rejected:
         return []
-    tally = ", ".join(f"{count} {code}" for code, count in data.findings.counts.items())
-    return [f"left out {data.findings.num_rejected} rows, listed in rejected.jsonl: {tally}"]
+    return [f"rows left out, listed in rejected.jsonl: {data.findings.tally()}"]
 
 
 def metric_lines(split: str, result: dict[str, Any]) -> list[str]:

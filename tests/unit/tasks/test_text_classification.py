@@ -14,15 +14,10 @@ from tunesmith.data.rows import RowFacts
 from tunesmith.errors import InputError
 from tunesmith.metrics.classification import ClassMeter, MultiLabelMeter, RegressionMeter
 from tunesmith.strict import load_spec
-from tunesmith.tasks.text_classification import (
-    MULTI,
-    REGRESSION,
-    SINGLE,
-    TEXT_CLASSIFICATION,
-    TextClassificationSpec,
-    cell_labels,
-    misspelt,
-)
+from tunesmith.tasks.text_classification import TEXT_CLASSIFICATION
+from tunesmith.tasks.text_classification.cells import cell_labels
+from tunesmith.tasks.text_classification.decisions import misspelt
+from tunesmith.tasks.text_classification.section import MULTI, REGRESSION, SINGLE, TextClassificationSpec
 
 TASK = TEXT_CLASSIFICATION
 
