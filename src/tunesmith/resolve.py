@@ -186,7 +186,7 @@ def _best_model_problem(train: TrainSpec) -> tuple[str, str, str] | None:
         problem = "the best model cannot be kept without evaluation and checkpoints"
         return "load_best_model_at_end", problem, "set eval_steps and save_steps, or load_best_model_at_end: false"
     both_numbers = isinstance(train.save_steps, int) and isinstance(train.eval_steps, int)
-    if both_numbers and int(train.save_steps) % int(train.eval_steps) or (train.save_steps == "epoch") != (train.eval_steps == "epoch"):
+    if (both_numbers and int(train.save_steps) % int(train.eval_steps)) or (train.save_steps == "epoch") != (train.eval_steps == "epoch"):
         problem = f"checkpoints must fall on evaluations (eval_steps={train.eval_steps}) for the best to be kept"
         return "save_steps", problem, "use the same steps for both, or a multiple"
     return None
