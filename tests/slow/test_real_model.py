@@ -32,5 +32,5 @@ def test_lora_learns_topics_and_is_proven(topics: Path, tmp_path: Path) -> None:
     assert run.metrics["accuracy"] > 0.8
     assert json.loads((run.path / "proof.json").read_text())["proven"]
     rejected = [json.loads(line) for line in (run.path / "rejected.jsonl").read_text().splitlines()]
-    assert {row["code"] for row in rejected} == {"data.conflicting_labels"}
-    assert run.predict("my printer does not print")[0]["label"] == "tech_support"
+    assert {row["code"] for row in rejected} == {"data.conflicting_labels", "data.empty_text"}
+    assert run.predict("what is artificial intelligence")[0]["label"] == "ai"
