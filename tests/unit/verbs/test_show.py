@@ -3,6 +3,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from tunesmith.data.findings import Findings
+from tunesmith.errors import Problem
 from tunesmith.registry import Decision
 from tunesmith.verbs.show import confusion_lines, decision_lines, metric_lines, prediction_lines, quantile_line, rejected_lines
 
@@ -48,11 +50,11 @@ def test_the_confusion_matrix_is_aligned_and_only_for_few_classes() -> None:
 
 
 def test_what_was_left_out_is_said() -> None:
-    findings = SimpleNamespace(num_rejected=3, counts={"data.empty_text": 2, "data.leak": 1})
-    assert rejected_lines(SimpleNamespace(findings=findings)) == [
-        "left out 3 rows, listed in rejected.jsonl: 2 data.empty_text, 1 data.leak"
-    ]
-    assert rejected_lines(SimpleNamespace(findings=SimpleNamespace(num_rejected=0, counts={}))) == []
+    findings = Findings(skip=True)
+    assert rejected_lines(SimpleNamespace(findings=findings)) == []
+    for code in ("data.empty_text", "data.empty_text", "data.leak"):
+        findings.add(Problem(code, "a row that is left out"))
+    assert rejected_lines(SimpleNamespace(findings=findings)) == ["rows left out, listed in rejected.jsonl: 2 data.empty_text, 1 data.leak"]
 
 
 def test_quantiles_of_lengths() -> None:
