@@ -13,16 +13,22 @@ from tunesmith.registry import Task
 if TYPE_CHECKING:
     import torch
 
+LENGTH_MULTIPLE = 8
+
 
 def collate_rows(
     encoded: Encoded, indices: np.ndarray | Sequence[int], task: Task, section: Any, pad_token_id: int
 ) -> dict[str, torch.Tensor]:
-    """Tensors [rows, longest row] of the rows at `indices`, padded on the right; `labels` as the task makes them, when there are any."""
+    """Tensors [rows, longest row] of the rows at `indices`, padded on the right; `labels` as the task makes them, when there are any.
+
+    The longest is rounded up to a multiple of 8: every new shape has its kernels compiled and kept, in time and memory.
+    """
     import torch
 
     columns = encoded.dataset[[int(index) for index in indices]]
     lengths = encoded.lengths[np.asarray(indices)]
-    shape = (len(lengths), int(lengths.max()))
+    longest = -(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    shape = (len(lengths), min(longest, encoded.max_length))
     mask = np.arange(shape[1])[None, :] < lengths[:, None]
     batch = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
     for name, values in columns.items():

@@ -32,6 +32,8 @@ class Encoded:
     """Tokens of each row, [rows]."""
     full_lengths: np.ndarray
     """The same before max_length cut them."""
+    max_length: int
+    """The longest a row may be, in tokens."""
     from_cache: bool
 
     def __len__(self) -> int:
@@ -61,7 +63,7 @@ def encode_rows(
         make(folder)
     dataset = datasets.Dataset.from_file(str(folder / "encoded.arrow"))
     lengths, full = (dataset.data.column(name).to_numpy().astype(np.int32) for name in ("length", "full_length"))
-    return Encoded(rows, dataset.remove_columns(["length", "full_length"]), lengths, full, from_cache)
+    return Encoded(rows, dataset.remove_columns(["length", "full_length"]), lengths, full, max_length, from_cache)
 
 
 def _write(rows: Rows, task: Task, section: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path) -> None:

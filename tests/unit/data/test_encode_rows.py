@@ -198,12 +198,12 @@ def test_the_cache_is_under_the_home_folder_by_default(monkeypatch: pytest.Monke
 # collate
 
 
-def test_rows_are_padded_to_the_longest_on_the_right(tmp_path: Path) -> None:
+def test_rows_are_padded_to_a_multiple_of_eight_on_the_right(tmp_path: Path) -> None:
     encoded = encode(rows_of(TEXTS, LABELS), tmp_path)
     batch = collate_rows(encoded, [1, 0], TEXT_CLASSIFICATION, SECTION, pad_token_id=9)
     first, second = (encoded.dataset["input_ids"][index] for index in (1, 0))
-    assert batch["input_ids"].tolist() == [first, [*second, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[1] * 7, [1] * 5 + [0] * 2]
+    assert batch["input_ids"].tolist() == [[*first, 9], [*second, 9, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1] * 7 + [0], [1] * 5 + [0] * 3]
     assert batch["labels"].tolist() == [0, 1]
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
 
@@ -211,8 +211,13 @@ def test_rows_are_padded_to_the_longest_on_the_right(tmp_path: Path) -> None:
 def test_segments_are_padded_with_zero(tmp_path: Path) -> None:
     encoded = encode(rows_of(TEXTS[:2], LABELS[:2], ["dull", "dull"]), tmp_path)
     batch = collate_rows(encoded, np.asarray([0, 1]), TEXT_CLASSIFICATION, SECTION, pad_token_id=7)
-    assert batch["token_type_ids"].tolist() == [[0] * 5 + [1] * 2 + [0] * 2, [0] * 7 + [1] * 2]
-    assert batch["input_ids"][0, -2:].tolist() == [7, 7]
+    assert batch["token_type_ids"].tolist() == [[0] * 5 + [1] * 2 + [0] * 9, [0] * 7 + [1] * 2 + [0] * 7]
+    assert batch["input_ids"][0, 7:].tolist() == [7] * 9
+
+
+def test_padding_never_goes_beyond_max_length(tmp_path: Path) -> None:
+    encoded = encode_rows(rows_of(TEXTS, LABELS), b"", TEXT_CLASSIFICATION, SECTION, tiny_models.wordpiece_tokenizer(), 7, tmp_path, False)
+    assert collate_rows(encoded, [0, 1], TEXT_CLASSIFICATION, SECTION, 0)["input_ids"].shape == (2, 7)
 
 
 def test_rows_without_labels_give_none(tmp_path: Path) -> None:
