@@ -36,7 +36,8 @@ def train_plain(prepared: Prepared, folder: str) -> dict[str, float]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.files.path)
 
     def tokenized(split: str) -> Any:
-        rows = prepared.encoded[split].rows.dataset
+        encoded_rows = prepared.encoded[split]
+        rows = encoded_rows.rows.dataset.select(encoded_rows.row)
         labels = prepared.encoded[split].dataset["labels"]
         texts = [list(rows["text"]), *([list(rows["pair"])] if "pair" in rows.column_names else [])]
         encoded = tokenizer(*texts, truncation=True, max_length=section.max_length)

@@ -111,7 +111,35 @@ DECODERS: dict[str, Callable[[int], Any]] = {
     "mistral": _decoder("MistralConfig", sliding_window=8),
     "gemma": _decoder("GemmaConfig", head_dim=8),
 }
+LANGUAGE_MODELS: dict[str, Callable[[int], Any]] = {
+    **DECODERS,
+    "gemma2": _decoder("Gemma2Config", head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=2.0, sliding_window=8),
+    "phi": _decoder("PhiConfig", num_key_value_heads=2),
+    "phi3": _decoder("Phi3Config", pad_token_id=0),
+    "cohere": _decoder("CohereConfig", logit_scale=0.25),
+    "granite": _decoder("GraniteConfig", logits_scaling=3.0),
+    "gpt_neox": lambda size: transformers.GPTNeoXConfig(vocab_size=size, **SMALL, bos_token_id=0, eos_token_id=0),
+    "opt": lambda size: transformers.OPTConfig(
+        vocab_size=size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, max_position_embeddings=64,
+        word_embed_proj_dim=16, pad_token_id=1, bos_token_id=0, eos_token_id=0,
+    ),
+}  # fmt: skip
 WITHOUT_TOKEN_TYPES = ("distilbert", "roberta", "xlm-roberta", "modernbert", "deberta-v2")
+
+
+def tiny_decoder(kind: str, vocab_size: int = 64, **more: Any) -> Any:
+    """A random causal language model of that kind, in fp32 and without dropout, with weights of a usual size."""
+    config = LANGUAGE_MODELS[kind](vocab_size)
+    for name, value in more.items():
+        setattr(config, name, value)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model.config.use_cache = False
+    return model.float().eval()
 
 
 def save_tiny(kind: str, folder: Path, auto_model: str = "AutoModel") -> Path:

@@ -52,9 +52,23 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("run", metavar="RUN")
     _add_json(command)
 
+    _add_uses(add)
+    for name, run, summary in (("tasks", _tasks, "list the tasks"), ("methods", _methods, "list the methods")):
+        _add_json(add(name, run, summary))
+    command = add("models", _models, "list the models known by a short name, or `models pull NAME`")
+    command.add_argument("action", nargs="?", choices=["pull"], help="fetch a model into the local cache")
+    command.add_argument("name", nargs="?", metavar="NAME")
+    _add_json(command)
+    add("schema", _schema, "print the JSON schema of the spec, for editors")
+    return parser
+
+
+def _add_uses(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that take a finished run."""
     command = add("evaluate", _evaluate, "evaluate a run's model")
     command.add_argument("run", metavar="RUN")
     command.add_argument("--data", metavar="FILE", help="a labelled file (default: the run's test set, else its validation set)")
+    command.add_argument("--compare", action="store_true", help="evaluate the model that training started from as well")
     _add_json(command)
 
     command = add("predict", _predict, "predict for a file, standard input or a text")
@@ -65,14 +79,17 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="FILE", help="write predictions here: .jsonl or .csv")
     _add_json(command)
 
-    for name, run, summary in (("tasks", _tasks, "list the tasks"), ("methods", _methods, "list the methods")):
-        _add_json(add(name, run, summary))
-    command = add("models", _models, "list the models known by a short name, or `models pull NAME`")
-    command.add_argument("action", nargs="?", choices=["pull"], help="fetch a model into the local cache")
-    command.add_argument("name", nargs="?", metavar="NAME")
+    command = add("chat", _chat, "talk with a run's model in the terminal")
+    command.add_argument("run", metavar="RUN")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="settings of writing, e.g. temperature=0.7 max_new_tokens=64")
+    command.add_argument("--base", action="store_true", help="talk with the model that training started from")
+    command.add_argument("--compare", action="store_true", help="show the answers of both, side by side")
+
+    command = add("merge", _merge, "fold adapters into the base model, and prove the result equal")
+    command.add_argument("run", metavar="RUN")
+    command.add_argument("--out", metavar="DIR", required=True, help="a new folder for the merged model")
+    command.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of the weights written (default: fp32)")
     _add_json(command)
-    add("schema", _schema, "print the JSON schema of the spec, for editors")
-    return parser
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:
@@ -141,9 +158,11 @@ def _prepare_process(plugins: Iterable[str]) -> None:
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
     ):
         os.environ.setdefault(name, value)
+    import logging
     import warnings
 
     warnings.filterwarnings("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if plugins:
         from tunesmith.registry import load_plugin
 
@@ -246,14 +265,17 @@ def _print_run(run: Any, as_json: bool) -> None:
 
 def _evaluate(arguments: Arguments) -> None:
     from tunesmith.verbs.run import open_run
-    from tunesmith.verbs.show import confusion_lines, metric_lines
+    from tunesmith.verbs.show import confusion_lines, metric_lines, sample_lines
 
     run = open_run(arguments.run)
-    result = run.evaluate(arguments.data)
+    result = run.evaluate(arguments.data, compare=arguments.compare)
     if arguments.json:
         _print_json({**result, "train_seconds": run.train_seconds, "run": str(run.path)})
-    else:
-        print("\n".join([*metric_lines(result["split"], result), *confusion_lines(result)]))
+        return
+    lines = [*metric_lines(result["split"], result), *confusion_lines(result)]
+    if "base" in result:
+        lines += metric_lines(f"{result['split']}, the model before training", result["base"])
+    print("\n".join([*lines, *sample_lines(result)]))
 
 
 def _predict(arguments: Arguments) -> None:
@@ -269,6 +291,29 @@ def _predict(arguments: Arguments) -> None:
             print(prediction_lines([row])[0])
     else:
         print(f"wrote {predictions['rows']:,} predictions to {predictions['out']}", file=sys.stderr)
+
+
+def _chat(arguments: Arguments) -> None:
+    from tunesmith.verbs.chat import chat
+    from tunesmith.verbs.run import open_run
+
+    chat(open_run(arguments.run), arguments.base, arguments.compare, arguments.overrides)
+
+
+def _merge(arguments: Arguments) -> None:
+    from tunesmith.verbs.merge import merge
+    from tunesmith.verbs.run import open_run
+
+    proof = merge(open_run(arguments.run), arguments.out, dtype=arguments.dtype)
+    if arguments.json:
+        _print_json({"proof": proof, "out": arguments.out})
+        return
+    print(f"merged model: {arguments.out}")
+    difference, agreement, divergence = (proof[key] for key in ("largest_logit_difference", "top_1_agreement", "mean_kl_divergence"))
+    print(
+        f"proof: reloaded in a fresh process, {proof['num_rows']} {proof['rows']} rows, largest logit difference {difference:.2g}, "
+        f"top-1 agreement {agreement:.1%}, KL divergence {divergence:.2g}"
+    )
 
 
 def _tasks(arguments: Arguments) -> None:

@@ -14,6 +14,7 @@ CODES: dict[str, str] = {
     "usage.run_exists": "The run directory named already holds something.",
     "usage.nothing_to_resume": "The run has no complete checkpoint, or it has already finished.",
     "usage.output_exists": "The output file cannot be written.",
+    "usage.missing_extra": "An optional dependency is not installed.",
     # the spec
     "spec.no_such_file": "The spec or data file named does not exist.",
     "spec.syntax": "The spec is not valid YAML or JSON.",
@@ -48,14 +49,19 @@ CODES: dict[str, str] = {
     "data.small_class": "A class has too few rows to be split.",
     "data.one_class": "Every row has the same label: there is nothing to learn.",
     "data.too_small": "There are too few rows.",
+    "data.left_out": "A row that the spec leaves out; counted and listed, no error.",
     "data.changed": "The data is no longer what the run was trained on.",
+    "data.conversation": "A conversation cannot be used as it is written.",
+    "data.too_long": "A row is longer than max_length.",
     "data.hub": "A dataset cannot be loaded from the hub.",
     # the model
     "model.not_found": "The model is neither an alias, nor a folder, nor in the local hub cache.",
     "model.load": "The model or its tokenizer cannot be loaded.",
     "model.hash": "A catalogued model's files are not the ones that were checked.",
     "model.tokenizer": "The tokenizer does not fit the task or the model.",
+    "model.template": "The model's chat template is missing, or cannot be used for training.",
     "method.no_target": "target_modules names modules that the model does not have.",
+    "method.idle": "Parts that ought to be trained have no gradient at the first step.",
     # the run
     "run.non_finite": "The loss became infinite or not a number.",
     "run.out_of_memory": "The machine ran out of memory.",

@@ -141,13 +141,14 @@ def save_and_prove(prepared: Prepared, directory: RunDirectory) -> None:
 
     Raises RunError when the reloaded model computes something else.
     """
-    from tunesmith.models.save import card_code, save_model, write_card
+    from tunesmith.models.save import save_model, write_card
     from tunesmith.verbs.prove import prove_model
 
     spec, task = prepared.spec, prepared.task
-    code = card_code(task.auto_model)
     head = task.head(spec.task)
-    about = {"task": task.summary, "method": prepared.method.summary, "labels": ", ".join(head.get("id2label", {}).values()) or "a number"}
+    about = {"task": task.summary, "method": prepared.method.summary}
+    if "num_labels" in head:
+        about["labels"] = ", ".join(head.get("id2label", {}).values()) or "a number"
     settings = {f"train.{name}": value for name, value in spec.train.model_dump().items() if value not in ("none", {})}
     data = {
         file["name"]: f"{split}, SHA-256 {file['sha256']}" for split, files in prepared.data.fingerprint["files"].items() for file in files
@@ -155,12 +156,12 @@ def save_and_prove(prepared: Prepared, directory: RunDirectory) -> None:
     card = write_card(
         f"{spec.model.name} for {task.name}",
         spec.model.name,
-        code,
+        prepared.card_code,
         {"What it is": about, "Data": data, "Settings": settings},
         [task.name, prepared.method.name],
     )
     save_model(prepared.model, prepared.tokenizer, prepared.method, directory.model, prepared.files.path, card)
-    proof = prove_model(prepared, code, directory.model, head.get("id2label", {}))
+    proof = prove_model(prepared, prepared.card_code, directory.model, head.get("id2label", {}))
     directory.write_json("proof.json", proof)
     if not proof["proven"]:
         fix = "the checkpoints are intact; please report this with proof.json"

@@ -16,11 +16,12 @@ from tunesmith.data.lint import label_hashes, lint_contradictions, lint_labels, 
 from tunesmith.data.plan import BatchPlan
 from tunesmith.data.rows import Opened, RowFacts, Rows, data_fingerprint, decide_columns, open_sources, read_split, row_facts
 from tunesmith.data.split import share_of, split_rows
-from tunesmith.errors import InputError, Problem
+from tunesmith.errors import InputError
 from tunesmith.models.catalog import ModelFiles, find_model
-from tunesmith.models.load import ensure_pad_token, load_config, load_model, load_tokenizer, longest_input, pretrained_labels
+from tunesmith.models.load import load_config, load_model, load_tokenizer, longest_input, pretrained_labels
+from tunesmith.models.save import card_code
 from tunesmith.registry import METHODS, TASKS, Decision, Method, Task
-from tunesmith.resolve import Resolved, check_training, decide_max_length, decide_training, rows_per_step, total_steps
+from tunesmith.resolve import Resolved, check_training, decide_block_length, decide_max_length, decide_training, rows_per_step, total_steps
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.spec import RunSpec
 from tunesmith.strict import naming_places
@@ -62,6 +63,8 @@ class Prepared:
     files: ModelFiles
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
+    card_code: str
+    """Python that loads the model once it is saved."""
     encoded: dict[str, Encoded]
     plan: BatchPlan
 
@@ -87,14 +90,15 @@ def prepare_data(spec: RunSpec, rejected: Path | None = None) -> PreparedData:
     Raises InputError with everything that is wrong with the data, unless bad rows are to be skipped.
     """
     task = TASKS.get(spec.task.name)
-    opened = open_sources(spec.data)
+    opened = open_sources(spec.data, task.running_text)
     columns, decisions = decide_columns(opened, spec.data, task.roles)
     resolved = Resolved(spec).decide([*opened.decisions, *decisions, Decision("data.columns", columns, "the columns read")])
     findings = Findings(spec.data.on_bad_row == "skip", rejected)
     work = tempfile.TemporaryDirectory(prefix="tunesmith-")
     try:
         rows = {
-            split: read_split(split, origins, columns, task.roles, Path(work.name), findings) for split, origins in opened.origins.items()
+            split: read_split(split, origins, columns, task, spec.task, Path(work.name), findings)
+            for split, origins in opened.origins.items()
         }
         if not len(rows["train"]):
             findings.raise_if_any()
@@ -129,7 +133,7 @@ def _check_rows(
         rows[split], texts[split] = rows[split].select(np.flatnonzero(good)), hashes[good]
     share = share_of(spec.data.validation)
     duplicates = num_duplicates(texts["train"])
-    for split in [name for name in rows if name != "train"]:
+    for split in [name for name in rows if name != "train" and not task.running_text]:
         good = lint_leaks(rows["train"], texts["train"], rows[split], texts[split], findings)
         rows["train"], texts["train"] = rows["train"].select(np.flatnonzero(good)), texts["train"][good]
     if share is not None and len(rows["train"]):
@@ -157,7 +161,9 @@ def _check_rows(
 def _cut_validation(
     rows: dict[str, Rows], texts: np.ndarray, task: Task, section: Any, share: float, seed: int, findings: Findings
 ) -> None:
-    strata, every = task.stratify(section, rows["train"].dataset["label"])
+    num_rows = len(rows["train"])
+    labels = rows["train"].dataset["label"] if "label" in task.canonical else [()] * num_rows
+    strata, every = task.stratify(section, labels)
     names = sorted(set(strata))
     codes = {name: code for code, name in enumerate(names)}
     coded = np.fromiter((codes[stratum] for stratum in strata), dtype=np.int32, count=len(strata))
@@ -175,20 +181,38 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     files = find_model(spec.model)
     resolved = resolved.decide([Decision("model files", str(files.path), f"found as {files.origin}")])
     tokenizer = load_tokenizer(files.path)
-    loaded = load_model(files.path, task, task.head(resolved.spec.task), spec.train.seed)
-    resolved = resolved.decide([*loaded.decisions, *ensure_pad_token(tokenizer, loaded.model)])
+    method = METHODS.get(spec.method.name)
+    loaded = load_model(files.path, task, task.head(resolved.spec.task), spec.train.seed, method.quantization(spec.method), files.reference)
+    known = len(tokenizer)
+    resolved = resolved.decide([*loaded.decisions, *task.fit_tokenizer(resolved.spec.task, tokenizer, loaded.model)])
+    loaded.new_token_ids = tuple(range(known, len(tokenizer)))
+    code = card_code(task.auto_model, method.merge is not None, bool(loaded.new_token_ids), method.quantization(spec.method))
     resolved = _decide_length(resolved, task, data.rows["train"], tokenizer, longest_input(tokenizer, loaded.model))
     encoded = {split: _encode(rows, task, resolved.spec, tokenizer, data, use_cache) for split, rows in data.rows.items()}
     data.findings.raise_if_any()
-    resolved = resolved.decide(METHODS.get(spec.method.name).decide(resolved.spec.method, loaded.model))
-    model = METHODS.get(spec.method.name).attach(resolved.spec.method, loaded.model, loaded.head_parameters, task.peft_task_type)
+    resolved = resolved.decide(method.decide(resolved.spec.method, loaded.model))
+    model = method.attach(resolved.spec.method, loaded, task.peft_task_type)
     has_validation = "validation" in encoded
     resolved = resolved.decide(decide_training(resolved.spec, len(encoded["train"]), has_validation))
     check_training(resolved.spec, has_validation, total_steps(resolved.spec, len(encoded["train"])))
     resolved.assert_decided()
     train = resolved.spec.train
-    plan = BatchPlan(encoded["train"].lengths, rows_per_step(resolved.spec), int(train.max_tokens_per_micro_batch), train.seed, world_size)
-    return Prepared(data, resolved, files, tokenizer, model, encoded, plan)
+    if train.pack:
+        _check_packing(model)
+    plan = BatchPlan(
+        encoded["train"].lengths, rows_per_step(resolved.spec), int(train.max_tokens_per_micro_batch), train.seed, world_size, train.pack
+    )
+    return Prepared(data, resolved, files, tokenizer, model, code, encoded, plan)
+
+
+def _check_packing(model: PreTrainedModel) -> None:
+    from tunesmith.models.packing import packed_difference
+
+    difference = packed_difference(model)
+    if difference > 1:
+        found = f"logits differ by {difference:.3g} times what rounding explains" if np.isfinite(difference) else "it reads no position_ids"
+        problem = "this model does not keep packed examples apart"
+        raise InputError("spec.conflict", problem, where="train.pack", found=f"{type(model).__name__}: {found}", fix="train.pack=false")
 
 
 def _decide_length(resolved: Resolved, task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int) -> Resolved:
@@ -203,6 +227,12 @@ def _decide_length(resolved: Resolved, task: Task, rows: Rows, tokenizer: PreTra
                 fix=f"at most {limit}, or auto",
             )
         return resolved
+    if task.regroup is not None:
+        return resolved.decide([decide_block_length(limit)])
+    if task.per_token:
+        return resolved.decide(
+            [Decision("task.max_length", limit, "the model's limit: nothing need be cut, and unused length costs nothing")]
+        )
     every = max(len(rows) // LENGTH_SAMPLE, 1)
     sample = rows.dataset[range(0, len(rows), every)]
     lengths = task.encode(section, sample, tokenizer, NO_CUT)["full_length"]
@@ -213,11 +243,10 @@ def _encode(rows: Rows, task: Task, spec: RunSpec, tokenizer: PreTrainedTokenize
     section: Any = spec.task
     row_key = key_of(text_hashes(rows).tobytes(), label_hashes(rows).tobytes()).encode()
     encoded = encode_rows(rows, row_key, task, section, tokenizer, section.max_length, Path(data.work.name), use_cache)
-    special = tokenizer.num_special_tokens_to_add(pair="pair" in data.columns)
-    for index in np.flatnonzero(encoded.full_lengths <= special):
-        text = rows.dataset[int(index)]["text"]
-        fix = "the tokenizer knows none of its characters: correct or remove the row"
-        data.findings.add(Problem("data.empty_text", "the text has no token", rows.place(index), repr(text)[:80], fix))
+    for row, fault in encoded.faults:
+        data.findings.add_fault(fault, rows.place(row), rows.dataset[row])
+    if not len(encoded) and not data.findings.counts:
+        raise InputError("data.too_small", f"no row of the {rows.split} set is left", where=f"data.{rows.split}", found="all are left out")
     return encoded
 
 

@@ -30,13 +30,17 @@ class Decision:
     because: str
 
 
+Fault = tuple[str, str, str, str]
+"""(code, problem, found, fix) of a row that a task cannot use; who finds it knows the place."""
+
+
 @dataclass(frozen=True)
 class Role:
     """A column that a task reads."""
 
     name: str
     kind: str
-    """`text` or `label`."""
+    """What it is found by when its name is unknown: `text`, `label`, or `name` when only its name tells."""
     required: bool = True
     known_names: tuple[str, ...] = ()
     """Column names, lower case, that mean this role."""
@@ -45,8 +49,8 @@ class Role:
 class Meter(Protocol):
     """Metrics that are computed as batches stream."""
 
-    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Adds a batch: logits [batch, outputs], labels as the task's `collate` makes them."""
+    def update(self, outputs: Any, labels: torch.Tensor) -> None:
+        """Adds a batch: what the task's `forward` gave, and its labels."""
 
     def compute(self, intervals: bool = True) -> dict[str, Any]:
         """`{"metrics": {name: number}, "intervals": {name: [low, high]}, ...details}`."""
@@ -66,32 +70,51 @@ class Task:
     """The transformers class that loads the model, e.g. AutoModelForSequenceClassification."""
     peft_task_type: str
     recognise: Callable[[Any], str | None]
-    """(preview of the data) -> why the data looks like this task, or None."""
+    """(preview of the data) -> why the data looks like this task, or None; tasks are asked in the order of the registry."""
+    canonical: dict[str, str]
+    """Columns of a canonical row and their kinds: `text`, `labels` (a list of strings), or `json`."""
+    read: Callable[[Any, dict[str, str], dict[str, Any]], Iterable[dict[str, Any] | Fault]]
+    """(section, column of each role, row as the file has it) -> the canonical rows it holds, or what is wrong with it."""
     decide: Callable[[Any, Any], list[Decision]]
     """(section, facts of the training rows) -> what becomes of each `auto` of the section."""
-    lint: Callable[[Any, dict[str, list[Any]]], Iterable[tuple[int, tuple[str, str, str, str]]]]
-    """(section, batch of canonical rows) -> (row in batch, (code, problem, found, fix)) of rows the task cannot use."""
+    lint: Callable[[Any, dict[str, list[Any]]], Iterable[tuple[int, Fault]]]
+    """(section, batch of canonical rows) -> (row in batch, fault) of rows the task cannot use."""
     target: Callable[[Any, Sequence[str]], Any]
     """(section, label cell) -> what the model learns from it, as `encode` puts it in labels."""
     stratify: Callable[[Any, Sequence[Any]], tuple[list[str], bool]]
     """(section, label cells of all rows) -> a stratum for each row, and whether each stratum must be on both sides of a split."""
     head: Callable[[Any], dict[str, Any]]
     """(section) -> keyword arguments of from_pretrained that shape the head and name its labels."""
+    fit_tokenizer: Callable[[Any, PreTrainedTokenizerBase, PreTrainedModel], list[Decision]]
+    """(section, tokenizer, model) -> what was changed in both for the task: pad token, chat template, new tokens."""
     encode: Callable[[Any, dict[str, list[Any]], PreTrainedTokenizerBase, int], dict[str, list[Any]]]
     """(section, batch of canonical rows, tokenizer, max_length) -> columns: input_ids, full_length (tokens before the cut), labels if
-    the rows have them, and other inputs of the model."""
-    label_tensor: Callable[[Any, Sequence[Any]], torch.Tensor]
-    """(section, encoded labels of a batch) -> the labels tensor."""
-    loss: Callable[[Any, torch.Tensor, torch.Tensor, float], torch.Tensor]
-    """(section, logits, labels, label smoothing) -> sum over the batch of each example's loss, weighted; a scalar in fp32."""
+    the rows have them, other inputs of the model, and `fault`: the Fault of a row that cannot be used, or None."""
+    label_tensor: Callable[[Any, Sequence[Any], tuple[int, int]], torch.Tensor]
+    """(section, encoded labels of a batch, shape of its input_ids) -> the labels tensor."""
+    forward: Callable[[Any, PreTrainedModel, dict[str, torch.Tensor], torch.Tensor | None], Any]
+    """(section, model, its inputs, labels) -> what `loss`, the meter and `outputs` read, e.g. logits."""
+    loss: Callable[[Any, Any, torch.Tensor, float], torch.Tensor]
+    """(section, what `forward` gave, labels, label smoothing) -> sum over the batch of each example's loss, weighted; an fp32 scalar."""
     loss_weight: Callable[[Any, Sequence[Any]], float]
     """(section, encoded labels) -> what the sum of losses over these is divided by."""
     meter: Callable[..., Meter]
     """(section, thresholds=None) -> a new meter; thresholds, if the task tunes any on validation, as a meter reported them."""
     metrics: Callable[[Any], dict[str, bool]]
     """(section) -> the metrics it reports, and whether greater is better; the first says which checkpoint is best."""
-    outputs: Callable[[Any, torch.Tensor, dict[str, Any]], list[dict[str, Any]]]
-    """(section, logits, what was tuned on validation) -> one plain prediction a row."""
+    outputs: Callable[[Any, Any, dict[str, Any]], list[dict[str, Any]]] | None = None
+    """(section, what `forward` gave, what was tuned on validation) -> one plain prediction a row; None where it is generated."""
+    read_input: Callable[[Any, dict[str, str], dict[str, Any]], Iterable[dict[str, Any] | Fault]] | None = None
+    """`read` for prediction, where rows need no answer; None where leaving out the label's column is enough."""
+    prompt: Callable[[Any, dict[str, list[Any]], PreTrainedTokenizerBase], list[tuple[list[int], str | None]]] | None = None
+    """(section, batch of canonical rows, tokenizer) -> (ids to go on from, the text that ought to follow if the row has it); for tasks
+    that generate."""
+    regroup: Callable[[Any, Iterable[dict[str, list[Any]]], int], Iterable[dict[str, list[Any]]]] | None = None
+    """(section, encoded columns batch by batch with `row`, max_length) -> the same in blocks; None leaves rows alone."""
+    running_text: bool = False
+    """Whether text files without columns are running text, in which a passage may stand twice, rather than one example a line."""
+    per_token: bool = False
+    """Whether labels belong to tokens: rows can then be packed, and labels cannot be smoothed."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +129,16 @@ class Method:
     """What `learning_rate: auto` becomes."""
     decide: Callable[[Any, Any], list[Decision]]
     """(section, model) -> what becomes of each `auto` of the section."""
-    attach: Callable[..., PreTrainedModel]
-    """(section, model, head parameter names, task type) -> the model to train; only trained weights require gradients."""
+    attach: Callable[[Any, Any, str], PreTrainedModel]
+    """(section, loaded model, peft's task type) -> the model to train; only trained weights require gradients."""
     save: Callable[[PreTrainedModel, Path, Path], None]
     """(trained model, folder, folder of the base model): writes files that the transformers class loads by itself."""
+    quantization: Callable[[Any], Any] = lambda section: None
+    """(section) -> transformers' quantization config that the base model is loaded with, or None."""
+    idle: Callable[[PreTrainedModel], list[str]] = lambda model: []
+    """(model after a backward pass) -> names of the parts that ought to be trained and have no gradient."""
+    merge: Callable[[PreTrainedModel, Path], PreTrainedModel] | None = None
+    """(base model loaded afresh in 16 or 32 bits, folder of adapters) -> one model without adapters; None where there is nothing to merge."""
 
 
 RecordT = TypeVar("RecordT", Task, Method)
@@ -163,10 +192,23 @@ class Registry(Generic[RecordT]):
 
 
 TASKS: Registry[Task] = Registry(
-    "task", "tunesmith.tasks", {"text_classification": "tunesmith.tasks.text_classification:TEXT_CLASSIFICATION"}
+    "task",
+    "tunesmith.tasks",
+    {
+        "chat": "tunesmith.tasks.chat:CHAT",
+        "text_classification": "tunesmith.tasks.text_classification:TEXT_CLASSIFICATION",
+        "causal_lm": "tunesmith.tasks.causal_lm:CAUSAL_LM",
+    },
 )
 METHODS: Registry[Method] = Registry(
-    "method", "tunesmith.methods", {"full": "tunesmith.methods.full:FULL", "lora": "tunesmith.methods.lora:LORA"}
+    "method",
+    "tunesmith.methods",
+    {
+        "full": "tunesmith.methods.full:FULL",
+        "freeze": "tunesmith.methods.freeze:FREEZE",
+        "lora": "tunesmith.methods.lora:LORA",
+        "qlora": "tunesmith.methods.lora:QLORA",
+    },
 )
 
 

@@ -82,6 +82,12 @@ def decide_max_length(sample: np.ndarray, limit: int) -> Decision:
     return Decision("task.max_length", wanted, f"holds {(sample <= wanted).mean():.1%} of {rows} whole; the longest has {longest} tokens")
 
 
+def decide_block_length(limit: int) -> Decision:
+    """`task.max_length` of running text that is cut into blocks, from the most the model reads, in tokens."""
+    value = min(limit, SHORT_TOKENS)
+    return Decision("task.max_length", value, "the model's limit" if value == limit else "enough context for most words, and quick")
+
+
 def decide_training(spec: RunSpec, num_rows: int, has_validation: bool) -> list[Decision]:
     """What becomes of each `auto` of the `train` section."""
     train, method = spec.train, METHODS.get(spec.method.name)
@@ -172,8 +178,13 @@ def check_training(spec: RunSpec, has_validation: bool, num_steps: int) -> None:
         refuse(
             "spec.no_effect", "warmup_steps", "warmup_steps has no effect on a constant schedule", "lr_scheduler_type: constant_with_warmup"
         )
-    if train.label_smoothing_factor and getattr(spec.task, "problem_type", "single_label_classification") != "single_label_classification":
+    task = TASKS.get(spec.task.name)
+    smooths = not task.per_token and getattr(spec.task, "problem_type", "") == "single_label_classification"
+    if train.label_smoothing_factor and not smooths:
         refuse("spec.no_effect", "label_smoothing_factor", "label smoothing has no effect on this kind of problem", "leave it out")
+    if train.pack and (not task.per_token or task.regroup is not None):
+        why = "blocks of text are full already" if task.regroup is not None else "the answer belongs to the whole of a row"
+        refuse("spec.no_effect", "pack", f"pack has no effect on this task: {why}", "leave it out")
     with collected(problems):
         check_extra(spec)
     if problems:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, create_model
 
 from tunesmith.errors import CODES
 from tunesmith.registry import METHODS, TASKS, Decision
-from tunesmith.spec import DataSpec, ModelSpec, RunSpec, TrainSpec
+from tunesmith.spec import DataSpec, GenerationSpec, ModelSpec, RunSpec, TrainSpec
 from tunesmith.spec_file import dump_values
 
 SHOWN_IN_INIT = {
@@ -97,6 +97,7 @@ def spec_reference() -> str:
     lines += _table("data", DataSpec) + _table("model", ModelSpec) + _table("train", TrainSpec)
     for task in TASKS:
         lines += _table(f"task: {task.name}", task.spec)
+    lines += _table("task.generation", GenerationSpec)
     for method in METHODS:
         lines += _table(f"method: {method.name}", method.spec)
     return "\n".join(lines)
@@ -112,7 +113,8 @@ def _table(title: str, model: type[BaseModel]) -> list[str]:
         "|---|---|---|---|",
     ]
     for name, field in model.model_fields.items():
-        default = "required" if field.is_required() else f"`{_value(field.get_default(call_default_factory=True))}`"
+        value = field.get_default(call_default_factory=True)
+        default = "required" if field.is_required() else f"see {name} below" if isinstance(value, BaseModel) else f"`{_value(value)}`"
         lines.append(
             f"| `{name}` | {default} | {_type_name(field.annotation)} | {' '.join((field.description or '').split())} |".replace(
                 "||", "\\|\\|"

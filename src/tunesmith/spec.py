@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
@@ -65,8 +65,8 @@ class DataSpec(Section):
     """The folder that relative paths start from; itself relative to the folder of the spec."""
     columns: dict[str, str] | Auto = "auto"
     """Which column plays which role, e.g. `{text: review, label: stars}`. Columns without a header are column_1, column_2, ..."""
-    format: Literal["auto", "jsonl", "json", "csv", "lines", "label_first", "parquet", "arrow"] = "auto"
-    """`csv` is any delimited text; `lines` one text a line; `label_first` a label, a space, the text."""
+    format: Literal["auto", "jsonl", "json", "csv", "lines", "text", "label_first", "parquet", "arrow"] = "auto"
+    """`csv` is any delimited text; `lines` one text a line; `text` running text; `label_first` a label, a space, the text."""
     delimiter: str = "auto"
     """The character between fields of delimited text, e.g. `","` or `"\\t"`."""
     header: Auto | bool = "auto"
@@ -115,6 +115,8 @@ class TrainSpec(Section):
     """Batches summed before a step, weighted by examples."""
     max_tokens_per_micro_batch: PositiveInt | Auto = "auto"
     """Upper bound on padded tokens in one forward pass; lower it to save memory, the result stays the same."""
+    pack: bool = False
+    """Lay the examples of a micro-batch end to end, none of them seeing another, rather than pad them to one length."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16`: weights in fp32, arithmetic in bf16 (autocast); `auto` measures whether it is faster on this machine."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
@@ -153,6 +155,33 @@ class TrainSpec(Section):
     """Most examples in one forward pass of evaluation and prediction."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Any other field of the installed TrainingArguments."""
+
+
+class GenerationSpec(Section):
+    """How a model writes; names and meanings are those of transformers' GenerationConfig."""
+
+    max_new_tokens: PositiveInt = 256
+    """Tokens after which an answer is stopped."""
+    do_sample: bool = False
+    """Draw tokens at random rather than take the likeliest."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Below 1 draws likely tokens more often; needs `do_sample`."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw only among the likeliest tokens that have this probability together; needs `do_sample`."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Draw only among this many likeliest tokens; 0 is all of them; needs `do_sample`."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1 makes tokens that were written before less likely."""
+    stop: list[str] = Field(default_factory=list)
+    """Texts that end an answer, beside the model's own end."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seeds the draws."""
+
+    @model_validator(mode="after")
+    def _draws(self) -> GenerationSpec:
+        if not self.do_sample and (idle := {"temperature", "top_p", "top_k"} & self.model_fields_set):
+            raise ValueError(f"{', '.join(sorted(idle))} would have no effect without do_sample: true")
+        return self
 
 
 class Places(dict[str, str]):

@@ -1,4 +1,4 @@
-"""Every bad input of the catalogue (cases.yaml) is refused with its code, its place and a fix that works, and nothing is written."""
+"""Every bad input of the catalogue (cases.yaml, chat_cases.yaml) is refused with its code, its place and a fix that works, and nothing is written."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from typing import Any
 import pytest
 import yaml
 
+import tiny_models
 from bad_input.odd_files import BUILT, build
 from tunesmith.cli import main
 from tunesmith.errors import CODES
 
 HERE = Path(__file__).parent
-CATALOGUE: dict[str, list[dict[str, Any]]] = yaml.safe_load((HERE / "cases.yaml").read_text(encoding="utf-8"))
+CATALOGUE: dict[str, list[dict[str, Any]]] = {
+    kind: cases
+    for name in ("cases.yaml", "chat_cases.yaml")
+    for kind, cases in yaml.safe_load((HERE / name).read_text(encoding="utf-8")).items()
+}
 OUTSIDE_THE_CATALOGUE = {
     "model.hash": "below: needs a package with other files",
     "model.tokenizer": "below: needs a tokenizer without tokens",
@@ -152,6 +157,20 @@ def test_bad_data(case: dict[str, Any], folder: Path, tiny_bert: Path, capsys: p
     assert_fix_works(case, arguments, capsys)
 
 
+@pytest.fixture(scope="session")
+def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_tiny("llama", tmp_path_factory.mktemp("models"), "AutoModelForCausalLM")
+
+
+@named("chat")
+def test_bad_conversations(case: dict[str, Any], folder: Path, tiny_chat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(case, folder)
+    arguments = check_arguments(case, "rows.jsonl", tiny_chat)
+    arguments = [*arguments[:-3], "task.template=chatml", *arguments[-3:]]
+    assert_as_expected(case, refuse(arguments, folder, capsys))
+    assert_fix_works(case, arguments, capsys)
+
+
 @named("run")
 def test_bad_command(
     case: dict[str, Any], folder: Path, tiny_bert: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
@@ -271,7 +290,7 @@ def test_every_code_has_a_case() -> None:
 
 def test_every_case_has_its_files_and_every_file_its_case() -> None:
     names = {case["case"] for cases in CATALOGUE.values() for case in cases}
-    folders = {path.name for path in (HERE / "files").iterdir() if path.is_dir()}
+    folders = {str(path.parent.relative_to(HERE / "files")) for path in (HERE / "files").rglob("*") if path.is_file()} - {"."}
     assert folders <= names
     assert set(BUILT) <= names
     assert max(path.stat().st_size for path in (HERE / "files").rglob("*") if path.is_file()) <= 5_000

@@ -33,11 +33,18 @@ class ColumnFacts:
 def describe_column(name: str, values: Sequence[Any]) -> ColumnFacts:
     """What the values of one column look like."""
     present = [value for value in values if value is not None and value != ""]
-    texts = [value if isinstance(value, str) else repr(value) for value in present]
+    texts = [value if isinstance(value, str) else _shown(value) for value in present]
     distinct = len(set(texts))
     words = sum(len(text.split()) for text in texts) / max(len(texts), 1)
     example = texts[0][:40] if texts else ""
     return ColumnFacts(name, len(values), distinct, words, _kind(present, texts, distinct, words), example)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except RecursionError:  # nested a thousand levels deep
+        return f"a deep {type(value).__name__}"
 
 
 def _kind(present: Sequence[Any], texts: Sequence[str], distinct: int, words: float) -> str:
@@ -89,7 +96,8 @@ def assign_columns(
             chosen.update(text=pair[0], pair=pair[1])
             reasons.update(text="the first of a pair of texts", pair=f"stands beside {pair[0]}")
     for role in roles:
-        if role.name in chosen:
+        # where the spec names columns, a role that only its name tells is not looked for
+        if role.name in chosen or (given and role.kind == "name"):
             continue
         free = [name for name in names if name not in chosen.values()]
         column, reason = _choose(role, free, facts)

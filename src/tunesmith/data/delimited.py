@@ -21,7 +21,8 @@ ROLE_NAMES = frozenset(
     tweet message document doc content body utterance title headline abstract summary premise hypothesis context passage query question
     question1 question2 answer label labels label_id label_text target targets class classes category categories sentiment
     emotion intent topic tag tags stars rating ratings score scores similarity quality polarity output outputs input inputs instruction
-    response prompt completion chosen rejected source id ids idx index guid uid split lang language date url author name
+    response prompt completion messages conversation conversations dialogue dialog chat turns instances user human assistant reply
+    system system_prompt history chosen rejected source id ids idx index guid uid split lang language date url author name
     """.split()  # noqa: SIM905 one name a line would be a page
 )
 """Words that a header uses."""

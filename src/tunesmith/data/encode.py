@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import numpy as np
 
 from tunesmith.data.cache import cached_folder, key_of
 from tunesmith.data.rows import Rows
-from tunesmith.registry import Task
+from tunesmith.registry import Fault, Task
 
 if TYPE_CHECKING:
     import datasets
@@ -27,13 +29,17 @@ class Encoded:
 
     rows: Rows
     dataset: datasets.Dataset
-    """Columns input_ids, labels (unless the rows have none), and what else the tokenizer gives, e.g. token_type_ids."""
+    """Columns input_ids, labels (unless the rows have none), and what else the model reads, e.g. token_type_ids."""
     lengths: np.ndarray
-    """Tokens of each row, [rows]."""
+    """Tokens of each example, [examples]."""
     full_lengths: np.ndarray
     """The same before max_length cut them."""
+    row: np.ndarray
+    """The row that each example came from (of a block of text, the first), [examples]."""
     max_length: int
-    """The longest a row may be, in tokens."""
+    """The longest an example may be, in tokens."""
+    faults: list[tuple[int, Fault]]
+    """(row, what is wrong with it) of rows that cannot be encoded, and are not among the examples."""
     from_cache: bool
 
     def __len__(self) -> int:
@@ -41,8 +47,17 @@ class Encoded:
 
     @property
     def num_truncated(self) -> int:
-        """Rows of which something was cut."""
+        """Examples of which something was cut."""
         return int((self.full_lengths > self.lengths).sum())
+
+    def place(self, index: int | np.integer[Any]) -> str:
+        """`file:line` of an example."""
+        return self.rows.place(self.row[index])
+
+    def sources(self, indices: Iterable[int | np.integer[Any]]) -> dict[str, list[Any]]:
+        """The canonical rows of these examples, as columns."""
+        columns: dict[str, list[Any]] = self.rows.dataset[[int(self.row[index]) for index in indices]]
+        return columns
 
 
 def encode_rows(
@@ -58,22 +73,33 @@ def encode_rows(
         key = key_of(row_key, section.model_dump(mode="json"), max_length, tokenizer_key(tokenizer), code_key(task))
         folder, from_cache = cached_folder("encoded", key, make)
     else:
-        folder, from_cache = work / f"encoded-{rows.split}", False
-        folder.mkdir()
+        folder, from_cache = Path(tempfile.mkdtemp(prefix=f"encoded-{rows.split}-", dir=work)), False
         make(folder)
     dataset = datasets.Dataset.from_file(str(folder / "encoded.arrow"))
-    lengths, full = (dataset.data.column(name).to_numpy().astype(np.int32) for name in ("length", "full_length"))
-    return Encoded(rows, dataset.remove_columns(["length", "full_length"]), lengths, full, max_length, from_cache)
+    lengths, full, row = (dataset.data.column(name).to_numpy().astype(np.int32) for name in ("length", "full_length", "row"))
+    written = dataset.data.column("fault").to_pylist()
+    faults = [(int(row[index]), tuple(json.loads(fault))) for index, fault in enumerate(written) if fault is not None]
+    dataset = dataset.remove_columns(["length", "full_length", "row", "fault"])
+    if faults:
+        good = np.flatnonzero([fault is None for fault in written])
+        dataset, lengths, full, row = dataset.select(good), lengths[good], full[good], row[good]
+    return Encoded(rows, dataset, lengths, full, row, max_length, faults, from_cache)
 
 
 def _write(rows: Rows, task: Task, section: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path) -> None:
     import pyarrow as pa
 
+    def encoded() -> Iterator[dict[str, list[Any]]]:
+        for start, batch in rows.batches(ENCODE_ROWS):
+            columns = task.encode(section, batch, tokenizer, max_length)
+            columns["row"] = list(range(start, start + len(columns["input_ids"])))
+            yield columns
+
     writer = None
     with pa.OSFile(str(path), "wb") as sink:
-        for _, batch in rows.batches(ENCODE_ROWS):
-            columns = task.encode(section, batch, tokenizer, max_length)
+        for columns in encoded() if task.regroup is None else task.regroup(section, encoded(), max_length):
             columns["length"] = [len(ids) for ids in columns["input_ids"]]
+            columns["fault"] = [None if fault is None else json.dumps(fault) for fault in columns["fault"]]
             arrays = {name: pa.array(values, type=_arrow_type(pa, name, values)) for name, values in columns.items()}
             record = pa.RecordBatch.from_pydict(arrays)
             writer = writer or pa.ipc.new_stream(sink, record.schema)
@@ -83,10 +109,12 @@ def _write(rows: Rows, task: Task, section: Any, tokenizer: PreTrainedTokenizerB
 
 
 def _arrow_type(pa: Any, name: str, values: list[Any]) -> Any:
-    if name in ("length", "full_length"):
+    if name == "fault":
+        return pa.string()
+    if name in ("length", "full_length", "row"):
         return pa.int32()
     if values and isinstance(values[0], list):
-        return pa.list_(pa.int8() if name in ("token_type_ids", "labels") else pa.int32())
+        return pa.list_(pa.int8() if name == "token_type_ids" else pa.int32())
     return pa.float32() if values and isinstance(values[0], float) else pa.int32()
 
 
@@ -99,7 +127,7 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
         content.pop("padding", None)
     else:
         content = tokenizer.get_vocab()
-    return key_of(type(tokenizer).__name__, content, tokenizer.special_tokens_map, tokenizer.truncation_side)
+    return key_of(type(tokenizer).__name__, content, tokenizer.special_tokens_map, tokenizer.truncation_side, tokenizer.chat_template)
 
 
 def code_key(task: Task) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from tunesmith.errors import InputError, Problem
+from tunesmith.registry import Fault
 
 SHOWN_PER_CODE = 20
+LEFT_OUT = "data.left_out"
 
 
 class Findings:
@@ -18,6 +20,8 @@ class Findings:
         self.skip = skip
         self.counts: dict[str, int] = {}
         self.num_rejected = 0
+        self.num_left_out: dict[str, int] = {}
+        """Rows that the spec leaves out, by reason; no problem."""
         self._problems: dict[str, list[Problem]] = {}
         self._path = rejected
         self._file: TextIO | None = None
@@ -31,6 +35,14 @@ class Findings:
         if self.skip:
             self.num_rejected += 1
             self._write({**vars(problem), "row": row})
+
+    def add_fault(self, fault: Fault, where: str, row: dict[str, Any] | None = None) -> None:
+        """Notes what a task found wrong with the row at `where`; a row that it was told to leave out is only counted and listed."""
+        if fault[0] != LEFT_OUT:
+            self.add(Problem(fault[0], fault[1], where, fault[2], fault[3]), row)
+            return
+        self.num_left_out[fault[1]] = self.num_left_out.get(fault[1], 0) + 1
+        self._write({"code": LEFT_OUT, "problem": fault[1], "where": where, "found": fault[2], "row": row})
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._path is None:

@@ -20,21 +20,21 @@ def lint_labels(rows: Rows, task: Task, section: Any, findings: Findings) -> np.
     """Runs the task's own checks on every row; returns a mask [rows] of the good ones."""
     good = np.ones(len(rows), dtype=bool)
     for start, batch in rows.batches():
-        for offset, (code, problem, found, fix) in task.lint(section, batch):
+        for offset, fault in task.lint(section, batch):
             good[start + offset] = False
             row = {key: values[offset] for key, values in batch.items()}
-            findings.add(Problem(code, problem, f"{rows.origins[row['file']]}:{row['line']}", found, fix), row)
+            findings.add_fault(fault, f"{rows.origins[row['file']]}:{row['line']}", row)
     return good
 
 
 def text_hashes(rows: Rows) -> np.ndarray:
     """A 64-bit hash [rows] of what the model reads in each row."""
-    return _hashes(rows, [name for name in ("text", "pair") if name in rows.dataset.column_names])
+    return _hashes(rows, [name for name in rows.dataset.column_names if name not in ("label", "file", "line")])
 
 
 def label_hashes(rows: Rows) -> np.ndarray:
-    """A 64-bit hash [rows] of each row's label cell."""
-    return _hashes(rows, ["label"])
+    """A 64-bit hash [rows] of each row's label cell; of nothing where rows have none."""
+    return _hashes(rows, ["label"]) if "label" in rows.dataset.column_names else np.zeros(0, dtype=np.uint64)
 
 
 def target_hashes(rows: Rows, task: Task, section: Any) -> np.ndarray:
@@ -86,16 +86,16 @@ def lint_leaks(train: Rows, train_texts: np.ndarray, other: Rows, other_texts: n
         return ~leaking
     first = {int(text): index for index, text in reversed(list(enumerate(other_texts)))}
     for index in np.flatnonzero(leaking):
-        place = other.place(first[int(train_texts[index])])
+        place, row = other.place(first[int(train_texts[index])]), train.dataset[int(index)]
         findings.add(
             Problem(
                 "data.leak",
                 f"a row of the {other.split} set also stands in the training set",
                 train.place(index),
-                f"the same text as {place}: {train.dataset[int(index)]['text'][:60]!r}",
+                f"the same text as {place}: {next(iter(row.values()))[:60]!r}",
                 "remove one of them; data.on_bad_row=skip leaves it out of the training set",
             ),
-            train.dataset[int(index)] if findings.skip else None,
+            row if findings.skip else None,
         )
     return ~leaking
 

@@ -26,6 +26,8 @@ class BatchPlan:
     """Upper bound on rows x longest row of a micro-batch (a single longer row stands alone)."""
     seed: int
     world_size: int = 1
+    pack: bool = False
+    """Whether the rows of a micro-batch lie end to end, so that nothing is padded."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -47,7 +49,13 @@ class BatchPlan:
 
     def cut(self, rows: np.ndarray) -> Step:
         """Rows sorted by length and cut where the micro-batch would exceed its tokens, or where padding would cost more than a pass."""
-        return [rows[part] for part in cut_by_length(self.lengths[rows], self.tokens_per_micro_batch)]
+        cut = fill if self.pack else cut_by_length
+        return [rows[part] for part in cut(self.lengths[rows], self.tokens_per_micro_batch)]
+
+    def num_computed(self, part: np.ndarray) -> int:
+        """Tokens that the model computes for a micro-batch, padding among them."""
+        lengths = self.lengths[part]
+        return int(lengths.sum()) if self.pack else len(part) * int(lengths.max())
 
 
 def cut_by_length(
@@ -79,6 +87,23 @@ def cut_by_length(
         parts.append(order[cut_at[end] : end])
         end = int(cut_at[end])
     return parts[::-1]
+
+
+def fill(lengths: np.ndarray | Sequence[int], tokens_per_batch: int) -> list[np.ndarray]:
+    """Indices into lengths, in batches of at most so many tokens (a single longer row stands alone): first fit, longest first."""
+    lengths = np.asarray(lengths)
+    parts: list[list[int]] = []
+    left: list[int] = []
+    for index in np.argsort(-lengths, kind="stable"):
+        length = int(lengths[index])
+        place = next((number for number, room in enumerate(left) if room >= length), None)
+        if place is None:
+            parts.append([])
+            left.append(tokens_per_batch)
+            place = len(parts) - 1
+        parts[place].append(int(index))
+        left[place] -= length
+    return [np.asarray(part) for part in parts]
 
 
 def _cut_greedily(lengths: np.ndarray, order: np.ndarray, tokens_per_batch: int, rows_per_batch: int) -> list[np.ndarray]:

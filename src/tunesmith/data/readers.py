@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.delimited import BrokenQuotes, Record, name_delimiter, read_records
 from tunesmith.data.json_document import check_surrogates, read_document, unique_keys
-from tunesmith.data.text import COMPRESSIONS, BadLine, Line, RawRow, bad_line, read_lines, shorten
+from tunesmith.data.text import COMPRESSIONS, PASSAGE, BadLine, Line, RawRow, bad_line, read_lines, shorten
 from tunesmith.errors import InputError
 from tunesmith.spec import DataSpec
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ROWS_PER_BATCH = 1024
 FASTTEXT_PREFIX = "__label__"
+PASSAGE_CHARS = 8192
+"""A passage of running text ends with the first line that takes it to this length: small enough to be drawn for validation."""
 
 
 def read_rows(path: Path, dialect: Dialect, data: DataSpec) -> Iterator[RawRow | BadLine]:
@@ -43,6 +45,8 @@ def _reader(path: Path, dialect: Dialect, data: DataSpec) -> Iterator[RawRow | B
         return read_document(path, dialect.encoding)
     if dialect.format == "csv":
         return _read_csv(path, dialect, data)
+    if dialect.format == "text":
+        return _read_passages(path, dialect.encoding)
     read = {"jsonl": _read_object, "label_first": _read_label_first, "lines": _read_text}[dialect.format]
     return (read(path, line) if isinstance(line, Line) else line for line in read_lines(path, dialect.encoding) if not _is_blank(line))
 
@@ -53,6 +57,25 @@ def _is_blank(line: Line | BadLine) -> bool:
 
 def _read_text(path: Path, line: Line) -> RawRow:
     return RawRow(line.number, {"text": line.text})
+
+
+def _read_passages(path: Path, encoding: str) -> Iterator[RawRow | BadLine]:
+    """Running text in numbered passages of whole lines, each with the line that it starts on; joined, they are the text."""
+    lines: list[str] = []
+    start, num_chars, passage = 1, 0, 0
+    for line in read_lines(path, encoding):
+        if not isinstance(line, Line):
+            yield line
+            continue
+        if not lines:
+            start = line.number
+        lines.append(line.text + "\n")
+        num_chars += len(lines[-1])
+        if num_chars >= PASSAGE_CHARS:
+            yield RawRow(start, {"text": "".join(lines), PASSAGE: passage})
+            lines, num_chars, passage = [], 0, passage + 1
+    if lines:
+        yield RawRow(start, {"text": "".join(lines), PASSAGE: passage})
 
 
 def _read_label_first(path: Path, line: Line) -> RawRow | BadLine:

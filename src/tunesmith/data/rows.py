@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from tunesmith.data.findings import Findings
 from tunesmith.data.sniff import Dialect, sniff
 from tunesmith.data.sources import BadLine, RawRow, find_files, is_datasets_folder, open_dataset, read_rows
 from tunesmith.errors import InputError, Problem, collected, did_you_mean
-from tunesmith.registry import Decision, Role
+from tunesmith.registry import Decision, Role, Task
 from tunesmith.spec import DataSpec, is_share
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class Opened:
 
 @dataclass
 class Rows:
-    """The canonical rows of one split: the columns of the task's roles, `file` (index into origins) and `line`."""
+    """The canonical rows of one split: the task's columns, `file` (index into origins) and `line`."""
 
     split: str
     dataset: datasets.Dataset
@@ -98,10 +97,19 @@ class RowFacts:
     root: Path
     pretrained_labels: tuple[str, ...] = ()
     """Labels of the checkpoint that training starts from."""
+    names: Sequence[str] = ()
+    """Columns of the training files."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The column of each role."""
+    sample: Sequence[dict[str, Any]] = ()
+    """The first rows, as the files have them."""
 
 
-def open_sources(data: DataSpec) -> Opened:
-    """Looks at every source of the spec: files, formats, columns, a sample of rows."""
+def open_sources(data: DataSpec, running_text: bool = False) -> Opened:
+    """Looks at every source of the spec: files, formats, columns, a sample of rows.
+
+    With `running_text`, files without columns are read as running text.
+    """
     origins: dict[str, list[Origin]] = {}
     problems: list[Problem] = []
     for split in ("train", "validation", "test"):
@@ -109,7 +117,7 @@ def open_sources(data: DataSpec) -> Opened:
         if is_share(source) or source == "none":
             continue
         with collected(problems):
-            origins[split] = _open_split(source, Path(data.root), data)
+            origins[split] = _open_split(source, Path(data.root), data, running_text)
         problems = [problem if problem.where else replace(problem, where=f"data.{split}") for problem in problems]
     if problems:
         raise InputError.from_problems(problems)
@@ -120,7 +128,7 @@ def open_sources(data: DataSpec) -> Opened:
     return Opened(origins, decisions)
 
 
-def _open_split(source: str | list[str], root: Path, data: DataSpec) -> list[Origin]:
+def _open_split(source: str | list[str], root: Path, data: DataSpec, running_text: bool) -> list[Origin]:
     if isinstance(source, str) and (
         source.startswith("hub:") or is_datasets_folder(root / source.rpartition("@")[0] if "@" in source else root / source)
     ):
@@ -139,14 +147,14 @@ def _open_split(source: str | list[str], root: Path, data: DataSpec) -> list[Ori
     problems: list[Problem] = []
     for path in find_files(source, root):
         with collected(problems):
-            opened.append(_open_file(path, data))
+            opened.append(_open_file(path, data, running_text))
     if problems:
         raise InputError.from_problems(problems)
     return opened
 
 
-def _open_file(path: Path, data: DataSpec) -> Origin:
-    dialect = sniff(path, data)
+def _open_file(path: Path, data: DataSpec, running_text: bool) -> Origin:
+    dialect = sniff(path, data, running_text)
     read = [row.values for row in islice(read_rows(path, dialect, data), SAMPLE_ROWS) if isinstance(row, RawRow)]
     names = dialect.names or tuple(dict.fromkeys(name for row in read for name in row))
     with path.open("rb") as file:
@@ -189,6 +197,7 @@ def decide_columns(opened: Opened, data: DataSpec, roles: Sequence[Role]) -> tup
     Raises InputError when a file lacks one of them.
     """
     columns, decisions = assign_columns(opened.names, opened.sample, data, roles)
+    optional = {role.name for role in roles if role.kind == "name"}
     problems = [
         Problem(
             "data.missing_column",
@@ -199,8 +208,8 @@ def decide_columns(opened: Opened, data: DataSpec, roles: Sequence[Role]) -> tup
         )
         for origins in opened.origins.values()
         for origin in origins
-        for column in columns.values()
-        if column not in origin.dialect.names
+        for role, column in columns.items()
+        if role not in optional and column not in origin.dialect.names
     ]
     if problems:
         raise InputError.from_problems(problems)
@@ -208,46 +217,38 @@ def decide_columns(opened: Opened, data: DataSpec, roles: Sequence[Role]) -> tup
 
 
 def read_split(
-    split: str, origins: Sequence[Origin], columns: dict[str, str], roles: Sequence[Role], folder: Path, findings: Findings
+    split: str, origins: Sequence[Origin], columns: dict[str, str], task: Task, section: Any, folder: Path, findings: Findings
 ) -> Rows:
     """Writes the canonical rows of a split to Arrow under `folder`; what is wrong with a row goes to `findings`."""
     import datasets
     import pyarrow as pa
 
-    used = [role for role in roles if role.name in columns]
-    fields = [pa.field(role.name, pa.string() if role.kind == "text" else pa.list_(pa.string())) for role in used]
+    roles = {role.name for role in task.roles}
+    types = {"text": pa.string(), "json": pa.string(), "labels": pa.list_(pa.string())}
+    there = {name: kind for name, kind in task.canonical.items() if name in columns or name not in roles or kind == "json"}
+    fields = [pa.field(name, types[kind]) for name, kind in there.items()]
     schema = pa.schema([*fields, pa.field("file", pa.int32()), pa.field("line", pa.int64())])
     path = folder / f"{split}.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        rows = _canonical_rows(origins, columns, used, findings)
+        rows = _canonical_rows(origins, columns, task, section, findings)
         while batch := list(islice(rows, WRITE_ROWS)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
     return Rows(split, datasets.Dataset.from_file(str(path)), [origin.name for origin in origins])
 
 
 def _canonical_rows(
-    origins: Sequence[Origin], columns: dict[str, str], roles: Sequence[Role], findings: Findings
+    origins: Sequence[Origin], columns: dict[str, str], task: Task, section: Any, findings: Findings
 ) -> Iterator[dict[str, Any]]:
     for number, origin in enumerate(origins):
         for raw in _rows_to_the_end(origin, findings):
             if isinstance(raw, BadLine):
                 findings.add(raw.problem)
                 continue
-            row: dict[str, Any] = {"file": number, "line": raw.line}
-            problem = None
-            for role in roles:
-                value = raw.values.get(columns[role.name])
-                canonical, found = canonical_text(value) if role.kind == "text" else canonical_label(value)
-                if found is not None:
-                    code, message, fix = found
-                    where = f"{origin.name}:{raw.line}"
-                    problem = Problem(code, f"{message} (column {columns[role.name]})", where, repr(value)[:100], fix)
-                    break
-                row[role.name] = canonical
-            if problem is None:
-                yield row
-            else:
-                findings.add(problem, raw.values)
+            for found in task.read(section, columns, raw.values):
+                if isinstance(found, dict):
+                    yield {**found, "file": number, "line": raw.line}
+                else:
+                    findings.add_fault(found, f"{origin.name}:{raw.line}", raw.values)
 
 
 def _rows_to_the_end(origin: Origin, findings: Findings) -> Iterator[RawRow | BadLine]:
@@ -264,50 +265,6 @@ def _rows_to_the_end(origin: Origin, findings: Findings) -> Iterator[RawRow | Ba
             findings.add(problem)
 
 
-Canonical = tuple[Any, tuple[str, str, str] | None]
-_SKIP = "correct the row, or data.on_bad_row=skip"
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing: null, white space, or NaN, which is how tables write null among numbers."""
-    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and math.isnan(value))
-
-
-def name_kind(value: Any) -> str:
-    """A type in the words of data files."""
-    names = {type(None): "null", bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def canonical_text(value: Any) -> Canonical:
-    """A text as it is, or (code, problem, fix)."""
-    if is_missing(value):
-        return None, ("data.empty_text", "the row has no text", _SKIP)
-    if not isinstance(value, str):
-        return None, (
-            "data.column_type",
-            f"the text is {name_kind(value)}",
-            "write it as a string, or name another column in data.columns",
-        )
-    return value, None
-
-
-def canonical_label(value: Any) -> Canonical:
-    """A label cell as a list of strings, or (code, problem, fix)."""
-    if is_missing(value):
-        return None, ("data.empty_label", "the row has no label", _SKIP)
-    parts = list(value) if isinstance(value, (list, tuple)) else [value]
-    labels: list[str] = []
-    for part in parts:
-        if isinstance(part, bool):
-            labels.append("true" if part else "false")
-        elif isinstance(part, (str, int, float)):
-            labels.append(str(part))
-        else:
-            return None, ("data.column_type", f"a label is {name_kind(part)}", "a label is a string, a number or a list of these")
-    return labels, None
-
-
 def row_facts(rows: Rows, opened: Opened, columns: dict[str, str], root: Path, pretrained_labels: tuple[str, ...]) -> RowFacts:
     """Counts the labels of the training rows."""
     counts: Counter[tuple[str, ...]] = Counter()
@@ -318,7 +275,7 @@ def row_facts(rows: Rows, opened: Opened, columns: dict[str, str], root: Path, p
                 break
     column = columns.get("label", "")
     kinds = frozenset(_kind(row[column]) for row in opened.sample if row.get(column) is not None)
-    return RowFacts(len(rows), counts, kinds, root, pretrained_labels)
+    return RowFacts(len(rows), counts, kinds, root, pretrained_labels, opened.names, columns, opened.sample)
 
 
 def _kind(value: Any) -> str:

@@ -63,7 +63,7 @@ class Dialect:
     """How one file is written."""
 
     format: str
-    """`jsonl`, `json`, `csv`, `lines`, `label_first`, `parquet` or `arrow`."""
+    """`jsonl`, `json`, `csv`, `lines`, `text`, `label_first`, `parquet` or `arrow`."""
     encoding: str = "utf-8"
     """The codec; `utf-8-sig` and `utf-16-le` and the like when a byte-order mark says so."""
     delimiter: str = ""
@@ -91,8 +91,11 @@ class Sample:
         return next((line.text.lstrip() for line in self.lines if line.text.strip()), "")
 
 
-def sniff(path: Path, data: DataSpec) -> Dialect:
-    """How the file is written. Raises InputError when that cannot be seen, or a setting does not fit it."""
+def sniff(path: Path, data: DataSpec, running_text: bool = False) -> Dialect:
+    """How the file is written; with `running_text`, a file that its name does not say to hold rows is text.
+
+    Raises InputError when that cannot be seen, or a setting does not fit it.
+    """
     start, is_whole = _read_start(path)
     if not start.strip():
         raise InputError("data.empty_file", "the file is empty", where=path.name, fix="name another file, or write this one again")
@@ -102,14 +105,16 @@ def sniff(path: Path, data: DataSpec) -> Dialect:
         return Dialect(format, encoding="", names=_schema_names(path, format), because=because)
     sample, noted = _sample(path, start, is_whole, data)
     because += noted
-    if data.format == "auto":
+    if data.format == "auto" and running_text and not format:
+        format, because = "text", (*because, "running text, with its blank lines; data.format=lines reads one text a line")
+    elif data.format == "auto":
         format, noted = _format_of_content(sample, format)
         because += noted
     _refuse_settings(path, format, data)
     dialect = Dialect(format, sample.encoding, because=because)
     if format == "csv":
         return _sniff_table(sample, dialect, data)
-    names = {"lines": ("text",), "label_first": ("label", "text")}.get(format, ())
+    names = {"lines": ("text",), "text": ("text",), "label_first": ("label", "text")}.get(format, ())
     return replace(dialect, names=names)
 
 
@@ -302,7 +307,13 @@ def _sniff_table(sample: Sample, dialect: Dialect, data: DataSpec) -> Dialect:
             "data.empty_file", "the file holds no rows", where=sample.path.name, fix="name another file, or write this one again"
         )
     because += [table.quotes] if table.quotes and data.quoting == "auto" else []
-    has_header, why = find_header(table.rows, table.num_fields) if data.header == "auto" else (data.header, "")
+    named = {} if data.columns == "auto" else data.columns
+    if data.header != "auto":
+        has_header, why = data.header, ""
+    elif named and set(named.values()) <= {cell.strip() for cell in table.rows[0]}:
+        has_header, why = True, "header: line 1 holds the names in data.columns"
+    else:
+        has_header, why = find_header(table.rows, table.num_fields)
     because += [why] if why else []
     names = _names(sample, table, data) if has_header else tuple(f"column_{number}" for number in range(1, table.num_fields + 1))
     return replace(dialect, delimiter=table.delimiter, header=has_header, quoting=table.quoting, names=names, because=tuple(because))

@@ -38,6 +38,10 @@ class BadLine(NamedTuple):
     problem: Problem
 
 
+PASSAGE = "\0passage"
+"""Beside `text` in a row of running text: the number of the passage in its file. No column of a file can have this name."""
+
+
 class Line(NamedTuple):
     """One physical line, without its line end."""
 

@@ -33,10 +33,10 @@ class Scorer:
     train: TrainSpec
     """Gives precision and the size of a forward pass."""
 
-    def logits(
+    def outputs(
         self, encoded: Encoded, advance: Callable[[int], None] = lambda rows: None
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor | None]]:
-        """(row indices [batch], logits [batch, ...], labels) by batches of similar length, in eval mode.
+    ) -> Iterator[tuple[np.ndarray, Any, torch.Tensor | None]]:
+        """(example indices [batch], what the task's `forward` gives, labels) by batches of similar length, in eval mode.
 
         Rows are sorted by length a few thousand at a time, so memory does not grow with their number.
         """
@@ -54,8 +54,8 @@ class Scorer:
                     batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
                     labels = batch.pop("labels", None)
                     with torch.inference_mode(), autocast(self.model, str(self.train.precision)):
-                        logits = self.model(**batch).logits
-                    yield indices, logits.float(), labels
+                        outputs = self.task.forward(self.section, self.model, batch, labels)
+                    yield indices, outputs, labels
                     advance(len(indices))
         finally:
             self.model.train(was_training)
@@ -71,10 +71,10 @@ class Scorer:
         thresholds = (tuned or {}).get("thresholds")
         meter = self.task.meter(self.section, thresholds) if thresholds else self.task.meter(self.section)
         loss, weight = 0.0, 0.0
-        for _, logits, labels in self.logits(encoded, advance):
+        for _, outputs, labels in self.outputs(encoded, advance):
             assert labels is not None
-            meter.update(logits, labels)
-            loss += float(self.task.loss(self.section, logits, labels, 0.0))
+            meter.update(outputs, labels)
+            loss += float(self.task.loss(self.section, outputs, labels, 0.0))
             weight += self.task.loss_weight(self.section, labels.tolist())
         result = meter.compute(intervals)
         result["metrics"]["loss"] = loss / weight

@@ -34,7 +34,7 @@ from tunesmith.data.encode import Encoded
 from tunesmith.data.plan import BatchPlan, Step
 from tunesmith.engines.scoring import Scorer
 from tunesmith.errors import RunError
-from tunesmith.registry import Task
+from tunesmith.registry import METHODS, Task
 from tunesmith.spec import RunSpec
 
 SHOWN_ROWS = 8
@@ -64,7 +64,7 @@ class Job:
         """The micro-batches of one step of this process, and the weight of the step's `rows` over all processes."""
         section, pad = self.spec.task, int(self.tokenizer.pad_token_id)
         labels = self.train.dataset[[int(row) for row in rows]]["labels"]
-        micro_batches = [collate_rows(self.train, indices, self.task, section, pad) for indices in step]
+        micro_batches = [collate_rows(self.train, indices, self.task, section, pad, self.plan.pack) for indices in step]
         return {"micro_batches": micro_batches, "rows": step, "weight": self.task.loss_weight(section, labels)}
 
 
@@ -154,6 +154,8 @@ class _PlanLoader(DataLoader[Any]):
 class PlannedTrainer(Trainer):  # type: ignore[misc]
     """Trainer over a batch plan, with the task's loss and metrics."""
 
+    loss_is_scaled_for_ga = True
+
     def __init__(self, job: Job) -> None:
         self.job = job
         super().__init__(
@@ -162,16 +164,18 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             train_dataset=job.train.dataset,
             eval_dataset=job.validation.dataset if job.validation is not None else None,
             processing_class=job.tokenizer,
-            compute_loss_func=self._loss,
             callbacks=job.callbacks,
         )
         # The loss is the task's own, so the model need not know how many items a batch has.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
 
-    def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: float) -> torch.Tensor:
-        section = self.job.spec.task
-        return self.job.task.loss(section, outputs.logits, labels, self.args.label_smoothing_factor) / num_items_in_batch
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """The task's loss of a micro-batch, over the weight of its step."""
+        task, section, labels = self.job.task, self.job.spec.task, inputs["labels"]
+        outputs = task.forward(section, model, {name: tensor for name, tensor in inputs.items() if name != "labels"}, labels)
+        loss = task.loss(section, outputs, labels, self.args.label_smoothing_factor) / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The steps of the plan."""
@@ -188,11 +192,20 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             if not torch.isfinite(loss):
                 raise self._non_finite(loss, inputs["rows"][index])
             total += loss
+        if self.state.global_step == 0:
+            self._refuse_idle(model)
         return total
+
+    def _refuse_idle(self, model: Any) -> None:
+        idle = METHODS.get(self.job.spec.method.name).idle(self.accelerator.unwrap_model(model))
+        if idle:
+            shown = ", ".join(idle[:SHOWN_ROWS]) + (f" and {len(idle) - SHOWN_ROWS} more" if len(idle) > SHOWN_ROWS else "")
+            fix = "leave them out of method.target_modules: nothing that the loss depends on passes through them"
+            raise RunError("method.idle", "parts that ought to be trained have no gradient", where="step 1", found=shown, fix=fix)
 
     def _non_finite(self, loss: torch.Tensor, rows: np.ndarray) -> RunError:
         weights = all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
-        places = ", ".join(self.job.train.rows.place(row) for row in rows[:SHOWN_ROWS]) + (", ..." if len(rows) > SHOWN_ROWS else "")
+        places = ", ".join(self.job.train.place(row) for row in rows[:SHOWN_ROWS]) + (", ..." if len(rows) > SHOWN_ROWS else "")
         state = "finite" if weights else "no longer finite"
         return RunError(
             "run.non_finite",

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from tunesmith.models.load import LoadedModel
+
 
 class FullSpec(NamedSection):
     """Every weight is trained."""
@@ -25,11 +27,9 @@ def decide(section: FullSpec, model: PreTrainedModel) -> list[Decision]:
     return []
 
 
-def attach(section: FullSpec, model: PreTrainedModel, head_parameters: frozenset[str], peft_task_type: str) -> PreTrainedModel:
+def attach(section: FullSpec, loaded: LoadedModel, peft_task_type: str) -> PreTrainedModel:
     """The model itself, all of it trainable."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model
+    return loaded.model.requires_grad_(True)
 
 
 def save(model: PreTrainedModel, folder: Path, base: Path) -> None:

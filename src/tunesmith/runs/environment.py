@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -9,6 +10,8 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from tunesmith.data.cache import cached_folder, key_of
 
 PACKAGES = ("tunesmith", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "pydantic")
 
@@ -56,8 +59,23 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def bf16_speedup(rows: int = 512, inner: int = 384, outer: int = 1536, repeats: int = 5) -> float:
-    """How many times faster a matrix product of [rows, inner] and [inner, outer] is in bf16 than in fp32, by the best of `repeats`."""
+def bf16_speedup() -> float:
+    """How many times faster a matrix product of the size of a micro-batch is in bf16 than in fp32 on this machine.
+
+    Measured once for each processor, number of threads and torch, and kept in the cache: the same spec decides the same tomorrow,
+    whatever else the machine is doing then.
+    """
+    import torch
+
+    def measure(folder: Path) -> None:
+        (folder / "speedup.json").write_text(json.dumps(_measure_bf16_speedup()))
+
+    key = key_of("bf16_speedup", _processor(), torch.get_num_threads(), torch.__version__)
+    folder, _ = cached_folder("measured", key, measure)
+    return float(json.loads((folder / "speedup.json").read_text()))
+
+
+def _measure_bf16_speedup(rows: int = 512, inner: int = 384, outer: int = 1536, repeats: int = 20) -> float:
     import torch
 
     def best(dtype: torch.dtype) -> float:

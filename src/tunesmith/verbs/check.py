@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.models.language_model import decode_tokens
 from tunesmith.models.load import count_parameters
 from tunesmith.pipeline import build_job
 from tunesmith.prepare import Prepared, prepare
@@ -20,7 +21,7 @@ from tunesmith.runs.environment import peak_memory_bytes
 from tunesmith.runs.progress import Progress, format_seconds
 from tunesmith.spec import RunSpec
 from tunesmith.verbs.init import spec_of
-from tunesmith.verbs.show import decision_lines, quantile_line
+from tunesmith.verbs.show import decision_lines, quantile_line, trained_lines
 
 NUM_TIMED_STEPS = 8
 SHOWN_ROWS = 3
@@ -72,9 +73,11 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         for split, origins in data.opened.origins.items()
         for origin in origins
     ]
-    names, _ = task.stratify(prepared.spec.task, data.rows["train"].dataset["label"])
-    labels, counts = np.unique(names, return_counts=True)
-    distribution = dict(sorted(zip(labels.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]))
+    distribution: dict[str, int] = {}
+    if "label" in task.canonical:
+        names, _ = task.stratify(prepared.spec.task, data.rows["train"].dataset["label"])
+        labels, counts = np.unique(names, return_counts=True)
+        distribution = dict(sorted(zip(labels.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]))
     return {
         "files": files,
         "rows": {split: len(rows) for split, rows in data.rows.items()},
@@ -82,37 +85,44 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         "labels": distribution,
         "duplicates": data.num_duplicates,
         "rejected": data.findings.counts if data.findings.num_rejected else {},
+        "left_out": data.findings.num_left_out,
     }
 
 
 def _lengths(prepared: Prepared, split: str) -> dict[str, Any]:
     encoded = prepared.encoded[split]
-    return {"quantiles": quantile_line(encoded.full_lengths.tolist()), "truncated": encoded.num_truncated, "rows": len(encoded)}
+    lengths = {"quantiles": quantile_line(encoded.full_lengths.tolist()), "truncated": encoded.num_truncated, "rows": len(encoded)}
+    if prepared.task.per_token:
+        labels = encoded.dataset.data.column("labels")
+        lengths["tokens"] = int(encoded.lengths.sum())
+        lengths["trained_tokens"] = sum(int((chunk.flatten().to_numpy(zero_copy_only=False) >= 0).sum()) for chunk in labels.chunks)
+    return lengths
 
 
 def padding_share(prepared: Prepared) -> float:
     """Share of the tokens of an epoch that is padding."""
     plan = prepared.plan
-    padded = sum(len(part) * int(plan.lengths[part].max()) for step in plan.batches(0) for part in step)
+    padded = sum(plan.num_computed(part) for step in plan.batches(0) for part in step)
     return 1 - int(plan.lengths.sum()) / padded
 
 
 def show_row(prepared: Prepared, index: int) -> dict[str, Any]:
-    """A training row as the model sees it: place, tokens, ids and label."""
-    encoded = prepared.encoded["train"]
+    """A training row as the model sees it: place, tokens, ids and label, or which tokens are trained."""
+    encoded, tokenizer = prepared.encoded["train"], prepared.tokenizer
     row = encoded.dataset[index]
-    tokens = prepared.tokenizer.convert_ids_to_tokens(row["input_ids"])
-    special = set(prepared.tokenizer.all_special_ids)
-    return {
-        "place": encoded.rows.place(index),
-        "label": encoded.rows.dataset[index]["label"],
-        "encoded_label": row["labels"],
+    special = set(tokenizer.all_special_ids)
+    shown = {
+        "place": encoded.place(index),
         "ids": row["input_ids"],
-        "tokens": tokens,
+        "tokens": tokenizer.convert_ids_to_tokens(row["input_ids"]),
         "special": [position for position, token in enumerate(row["input_ids"]) if token in special],
-        "segments": row.get("token_type_ids"),
         "cut": int(encoded.full_lengths[index] - encoded.lengths[index]),
     }
+    if prepared.task.per_token:
+        trained = [label >= 0 for label in row["labels"]]
+        return {**shown, "pieces": decode_tokens(tokenizer, row["input_ids"]), "trained": trained}
+    label = encoded.sources([index])["label"][0]
+    return {**shown, "label": label, "encoded_label": row["labels"], "segments": row.get("token_type_ids")}
 
 
 def estimate(prepared: Prepared, progress: Progress) -> dict[str, Any]:
@@ -125,7 +135,7 @@ def estimate(prepared: Prepared, progress: Progress) -> dict[str, Any]:
     plan, spec = prepared.plan, prepared.spec
     steps = plan.batches(0)
     drawn = plan.drawn(0)
-    sizes = np.asarray([sum(len(part) * int(plan.lengths[part].max()) for part in step) for step in steps])
+    sizes = np.asarray([sum(plan.num_computed(part) for part in step) for step in steps])
     order = np.argsort(sizes, kind="stable")
     chosen = [int(order[position]) for position in np.linspace(0, len(order) - 1, min(NUM_TIMED_STEPS, len(order))).astype(int)]
     with tempfile.TemporaryDirectory(prefix="tunesmith-check-") as folder:
@@ -178,15 +188,20 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     for file in data["files"]:
         lines.append(f"  {file['split']}: {file['name']}, {file['format']}, {file['encoding']}, columns {', '.join(file['columns'])}")
     rows = ", ".join(f"{count:,} {split}" for split, count in data["rows"].items())
-    lines.append(f"  rows: {rows}; {data['duplicates']:,} texts stand more than once in the training files")
+    lines.append(f"  rows: {rows}; {data['duplicates']:,} stand more than once in the training files")
+    lines += [f"  left out as the spec says: {count:,} ({reason})" for reason, count in data["left_out"].items()]
     shown = [f"{label} {count:,}" for label, count in list(data["labels"].items())[:SHOWN_LABELS]]
-    lines.append(f"  training labels: {', '.join(shown)}{', ...' if len(data['labels']) > SHOWN_LABELS else ''}")
+    if shown:
+        lines.append(f"  training labels: {', '.join(shown)}{', ...' if len(data['labels']) > SHOWN_LABELS else ''}")
     if data["rejected"]:
         lines.append("  left out: " + ", ".join(f"{count} {code}" for code, count in data["rejected"].items()))
     lines.append("lengths in tokens:")
     for split, lengths in report["lengths"].items():
         share = lengths["truncated"] / lengths["rows"]
         lines.append(f"  {split}: {lengths['quantiles']}; cut {lengths['truncated']:,} of {lengths['rows']:,} ({share:.1%})")
+        if "tokens" in lengths:
+            tokens, trained = lengths["tokens"], lengths["trained_tokens"]
+            lines.append(f"    {trained:,} of {tokens:,} tokens are trained ({trained / tokens:.1%})")
     lines += decision_lines(Decision(**decision) for decision in report["decisions"])
     lines.append("rows as the model sees them:")
     for row in report["rows"]:
@@ -206,13 +221,13 @@ def report_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _row_lines(row: dict[str, Any]) -> list[str]:
+    cut = f"   {row['cut']} tokens cut" if row["cut"] else ""
+    if "trained" in row:
+        return [f"  {row['place']}{cut}", *(f"    {line}" for line in trained_lines(row["pieces"], row["trained"]))]
     special = set(row["special"])
     tokens = [f"<{token}>" if position in special else token for position, token in enumerate(row["tokens"])]
     more = f" ... {len(tokens) - SHOWN_TOKENS} more" if len(tokens) > SHOWN_TOKENS else ""
-    lines = [
-        f"  {row['place']}   label {', '.join(row['label'])} -> {row['encoded_label']}"
-        + (f"   {row['cut']} tokens cut" if row["cut"] else "")
-    ]
+    lines = [f"  {row['place']}   label {', '.join(row['label'])} -> {row['encoded_label']}{cut}"]
     lines.append("    tokens " + " ".join(tokens[:SHOWN_TOKENS]) + more)
     lines.append("    ids    " + " ".join(map(str, row["ids"][:SHOWN_TOKENS])) + more)
     if row["segments"] is not None:

@@ -16,6 +16,8 @@ from tunesmith.spec import DataSpec, RunSpec
 from tunesmith.spec_file import Source
 from tunesmith.strict import SPEC_SUFFIXES, apply_override, near_file, read_source, validate
 
+DEFAULT_TASK = "text_classification"
+"""What rows are taken for that look like no task."""
 SPEC_SECTIONS = ("task", "model", "method", "train")
 
 
@@ -29,8 +31,25 @@ def spec_of(source: str | Path | Mapping[str, Any] | RunSpec, overrides: Iterabl
     read = _data_source(str(source)) if isinstance(source, (str, Path)) and not is_spec_file(source) else read_source(_with_files(source))
     for override in overrides:
         apply_override(read, override)
-    _fill_in(read)
+    guessed, named_model = "task" not in read.values, "model" in read.values
+    _fill_in(read, DEFAULT_TASK)
+    spec = validate(read)
+    task = guess_task(spec.data) if guessed else DEFAULT_TASK
+    if task == DEFAULT_TASK:
+        return spec
+    read.values["task"] = task
+    if not named_model:
+        read.values["model"] = TASKS.get(task).default_model
     return validate(read)
+
+
+def guess_task(data: DataSpec) -> str:
+    """The first task that the data looks like."""
+    try:
+        opened = open_sources(data)
+        return next((task.name for task in TASKS if task.recognise(opened)), DEFAULT_TASK)
+    except InputError:  # is said in full when the rows are read
+        return DEFAULT_TASK
 
 
 def is_spec_file(path: str | Path) -> bool:
@@ -71,9 +90,9 @@ def _with_files(source: Any) -> Any:
     return {**source, "data": {key: keep(key, value) for key, value in source["data"].items()}}
 
 
-def _fill_in(read: Source) -> None:
+def _fill_in(read: Source, default: str) -> None:
     """Names the task, the model and the method where the spec does not."""
-    values, default = read.values, next(iter(TASKS.names()))
+    values = read.values
     for kind, name in (("task", default), ("method", "full")):
         section = values.setdefault(kind, name)
         if isinstance(section, dict):
@@ -90,8 +109,8 @@ def write_spec(data: str, task: str | None = None, model: str | None = None) -> 
     """
     overrides = [*([f"task={task}"] if task else []), *([f"model={model}"] if model else [])]
     spec = spec_of(data, overrides)
-    opened = open_sources(spec.data)
     record = TASKS.get(spec.task.name)
+    opened = open_sources(spec.data, record.running_text)
     why = record.recognise(opened)
     decisions = [Decision("task", spec.task.name, why or "as asked"), *opened.decisions]
     try:

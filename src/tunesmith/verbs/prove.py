@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 NUM_ROWS = 64
+NUM_TOKEN_ROWS = 16
+NUM_POSITIONS = 16
 ROWS_PER_BATCH = 8
 TOLERANCE = 1e-5
 """Largest difference allowed, times the largest logit if that is above 1: fp32 sums in another order, not another model."""
@@ -29,21 +31,13 @@ TOLERANCE = 1e-5
 def prove_model(prepared: Prepared, code: str, folder: Path, labels: dict[int, str]) -> dict[str, Any]:
     """Compares `folder`, reloaded, with the model in memory on validation rows; returns the proof.
 
-    Raises RunError when tokens, labels or logits differ; the error carries what the proof says.
+    Raises RunError when the folder cannot be loaded; what differs stands in the proof's problems.
     """
     encoded = prepared.encoded.get("validation", prepared.encoded["train"])
-    indices = np.linspace(0, len(encoded) - 1, min(NUM_ROWS, len(encoded))).astype(int)
-    expected = _logits_in_memory(prepared, encoded, indices)
-    rows = encoded.rows.dataset[[int(index) for index in indices]]
-    section: Any = prepared.spec.task
-    import torch
-
-    request = {
-        "code": code, "texts": rows["text"], "pairs": rows.get("pair"), "max_length": section.max_length,
-        "rows_per_batch": ROWS_PER_BATCH, "threads": torch.get_num_threads(),
-    }  # fmt: skip
-    answer, found = _reload(folder, request)
-    ids = [list(row) for row in encoded.dataset[[int(index) for index in indices]]["input_ids"]]
+    probe = _probe_tokens if prepared.task.per_token else _probe_rows
+    indices, request, ids, expected = probe(prepared, encoded)
+    answer, computed = reload_model_in_fresh_process(folder, {**request, "code": code})
+    found = computed["logits"]
     problems = []
     if answer["ids"] != ids:
         problems.append(f"{sum(a != b for a, b in zip(answer['ids'], ids, strict=True))} rows have other tokens")
@@ -56,7 +50,7 @@ def prove_model(prepared: Prepared, code: str, folder: Path, labels: dict[int, s
     return {
         "proven": not problems,
         "what": "model and tokenizer, loaded in a fresh process by the code of the model card, against the model in memory (fp32)",
-        "rows": [encoded.rows.place(index) for index in indices[:3]] + ["..."],
+        "rows": [encoded.place(index) for index in indices[:3]] + ["..."],
         "num_rows": len(indices),
         "same_tokens": answer["ids"] == ids,
         "largest_logit_difference": difference,
@@ -64,6 +58,47 @@ def prove_model(prepared: Prepared, code: str, folder: Path, labels: dict[int, s
         "same_argmax": bool((found.argmax(-1) == expected.argmax(-1)).all()) if found.shape == expected.shape else False,
         "problems": problems,
     }
+
+
+Probe = tuple["np.ndarray", dict[str, Any], list[Any], "torch.Tensor"]
+"""Indices of the examples, the request to the fresh process, the token ids and the logits that it should give."""
+
+
+def _probe_rows(prepared: Prepared, encoded: Encoded) -> Probe:
+    """Texts of classification: their tokens, and logits [rows, outputs]."""
+    indices = spread(len(encoded), NUM_ROWS)
+    texts = encoded.sources(indices)
+    section: Any = prepared.spec.task
+    request = {"texts": texts["text"], "pairs": texts.get("pair"), "max_length": section.max_length, "rows_per_batch": ROWS_PER_BATCH}
+    ids = [list(row) for row in encoded.dataset[[int(index) for index in indices]]["input_ids"]]
+    return indices, request, ids, _logits_in_memory(prepared, encoded, indices)
+
+
+def _probe_tokens(prepared: Prepared, encoded: Encoded) -> Probe:
+    """Token ids of language models: conversations rendered anew, and logits [positions, vocabulary] at some positions of each row."""
+    import torch
+
+    request = token_request(encoded)
+    model, logits = prepared.model.eval(), []
+    with torch.inference_mode():
+        for row, at in zip(request["ids"], request["positions"], strict=True):
+            logits.append(model(input_ids=torch.tensor([row], device=model.device)).logits[0, at].float().cpu())
+    return spread(len(encoded), NUM_TOKEN_ROWS), request, request["ids"], torch.cat(logits)
+
+
+def token_request(encoded: Encoded) -> dict[str, Any]:
+    """What a fresh process is asked about a language model: ids and positions of some rows, and the conversations that they come from."""
+    indices = spread(len(encoded), NUM_TOKEN_ROWS)
+    ids = [list(row) for row in encoded.dataset[[int(index) for index in indices]]["input_ids"]]
+    uncut = [bool(encoded.lengths[index] == encoded.full_lengths[index]) for index in indices]
+    texts = encoded.sources(indices).get("messages")
+    conversations = texts and [json.loads(text) if whole else None for text, whole in zip(texts, uncut, strict=True)]
+    return {"ids": ids, "positions": [spread(len(row), NUM_POSITIONS).tolist() for row in ids], "conversations": conversations}
+
+
+def spread(size: int, most: int) -> np.ndarray:
+    """At most so many indices below size, evenly spaced, first and last among them."""
+    return np.unique(np.linspace(0, size - 1, min(most, size)).astype(int))
 
 
 def _logits_in_memory(prepared: Prepared, encoded: Encoded, indices: np.ndarray) -> torch.Tensor:
@@ -81,12 +116,17 @@ def _logits_in_memory(prepared: Prepared, encoded: Encoded, indices: np.ndarray)
     return torch.cat(logits)
 
 
-def _reload(folder: Path, request: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
+def reload_model_in_fresh_process(folder: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(token ids and labels, tensors) that the model in `folder` gives, loaded by the code in the request without tunesmith.
+
+    Raises RunError when it cannot be loaded.
+    """
+    import torch
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory(prefix="tunesmith-proof-") as work:
         request_path, logits_path = Path(work) / "request.json", Path(work) / "logits.safetensors"
-        request_path.write_text(json.dumps(request), encoding="utf-8")
+        request_path.write_text(json.dumps({**request, "threads": torch.get_num_threads()}), encoding="utf-8")
         command = [sys.executable, "-I", str(Path(reload_model.__file__)), str(folder), str(request_path), str(logits_path)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
         if done.returncode != 0:
@@ -95,4 +135,4 @@ def _reload(folder: Path, request: dict[str, Any]) -> tuple[dict[str, Any], torc
                 found=done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}",
                 fix="the checkpoints are intact; please report this with proof.json",
             )  # fmt: skip
-        return json.loads(done.stdout.splitlines()[-1]), load_file(logits_path)["logits"]
+        return json.loads(done.stdout.splitlines()[-1]), load_file(logits_path)

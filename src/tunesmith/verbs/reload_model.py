@@ -1,8 +1,10 @@
-"""Run in a process of its own, without tunesmith: loads a saved model by its card's code and writes the logits it computes.
+"""Run in a process of its own, without tunesmith: loads a saved model by its card's code and writes what it computes.
 
-    python -I reload_model.py MODEL_FOLDER REQUEST.json LOGITS.safetensors
+    python -I reload_model.py MODEL_FOLDER REQUEST.json TENSORS.safetensors
 
-The request holds the card's code, texts, pairs (or null), max_length and rows_per_batch.
+The request holds the card's code and threads; for texts: texts, pairs (or null), max_length and rows_per_batch; for token ids:
+ids, positions whose logits are wanted, conversations (or null) that the chat template should turn into those ids, and perhaps
+`hidden`, to have the hidden states there as well.
 """
 
 import json
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
-def main(folder: str, request_path: str, logits_path: str) -> None:
+def main(folder: str, request_path: str, tensors_path: str) -> None:
     """Loads, tokenizes, computes and writes."""
     sys.modules["tunesmith"] = None  # type: ignore[assignment]
     import torch
@@ -25,6 +27,16 @@ def main(folder: str, request_path: str, logits_path: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "right"
     torch.set_num_threads(request["threads"])
+    ids, tensors = (compute_tokens if "ids" in request else compute_rows)(model, tokenizer, request)
+    save_file(tensors, tensors_path)
+    labels = {int(index): label for index, label in model.config.id2label.items()}
+    print(json.dumps({"ids": ids, "labels": labels}))
+
+
+def compute_rows(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple[list[list[int]], dict[str, Any]]:
+    """Token ids and logits [rows, outputs] of texts."""
+    import torch
+
     ids, logits = [], []
     size = request["rows_per_batch"]
     for start in range(0, len(request["texts"]), size):
@@ -36,9 +48,25 @@ def main(folder: str, request_path: str, logits_path: str) -> None:
         ids += [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
         with torch.inference_mode():
             logits.append(model(**batch).logits.float())
-    save_file({"logits": torch.cat(logits)}, logits_path)
-    labels = {int(index): label for index, label in model.config.id2label.items()}
-    print(json.dumps({"ids": ids, "labels": labels}))
+    return ids, {"logits": torch.cat(logits)}
+
+
+def compute_tokens(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple[list[list[int]], dict[str, Any]]:
+    """Token ids, as the chat template gives them where there is a conversation; logits [positions, vocabulary] and hidden states
+    [layers, positions, hidden]."""
+    import torch
+
+    ids: list[list[int]] = []
+    logits, hidden = [], []
+    for index, (row, positions) in enumerate(zip(request["ids"], request["positions"], strict=True)):
+        messages = request["conversations"][index] if request["conversations"] else None
+        ids.append(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False) if messages else row)
+        with torch.inference_mode():
+            outputs = model(input_ids=torch.tensor([row]), output_hidden_states=bool(request.get("hidden")))
+        logits.append(outputs.logits[0, positions].float())
+        if request.get("hidden"):
+            hidden.append(torch.stack([state[0, positions].float() for state in outputs.hidden_states]))
+    return ids, {"logits": torch.cat(logits), **({"hidden": torch.cat(hidden, dim=1)} if hidden else {})}
 
 
 if __name__ == "__main__":

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.encode import encode_rows
+from tunesmith.data.encode import Encoded, encode_rows
 from tunesmith.data.findings import Findings
 from tunesmith.data.lint import lint_labels
 from tunesmith.data.rows import Rows, decide_columns, open_sources, read_split
 from tunesmith.data.tables import keep_table
 from tunesmith.engines.scoring import Scorer
 from tunesmith.errors import InputError
-from tunesmith.registry import TASKS, Role, Task
+from tunesmith.registry import METHODS, TASKS, Task
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.runs.progress import Progress
 from tunesmith.spec import RunSpec
@@ -86,7 +87,8 @@ class Run:
         from tunesmith.models.load import load_trained
 
         _ = self.result
-        return load_trained(self.directory.model, self._task.auto_model)
+        quantization = METHODS.get(self.spec.method.name).quantization(self.spec.method)
+        return load_trained(self.directory.model, self._task.auto_model, quantization)
 
     @property
     def _task(self) -> Task:
@@ -97,31 +99,70 @@ class Run:
         """What was tuned on validation rows, such as thresholds."""
         return self.directory.read_json("model/thresholds.json") or {}
 
-    def _scorer(self) -> Scorer:
-        return Scorer(self.model, self._task, self.spec.task, int(self.tokenizer.pad_token_id), self.spec.train)
+    def _scorer(self, model: Any = None) -> Scorer:
+        return Scorer(model or self.model, self._task, self.spec.task, int(self.tokenizer.pad_token_id), self.spec.train)
 
-    def evaluate(self, data: Any = None, *, quiet: bool = False) -> dict[str, Any]:
+    @cached_property
+    def base_model(self) -> Any:
+        """The model that training started from, in eval mode, with the run's tokenizer in mind."""
+        from tunesmith.models.catalog import find_model
+        from tunesmith.models.load import load_trained
+
+        model = load_trained(find_model(self.spec.model).path, self._task.auto_model)
+        if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(self.tokenizer))
+        return model
+
+    def evaluate(self, data: Any = None, *, compare: bool = False, quiet: bool = False) -> dict[str, Any]:
         """Metrics, intervals and details on `data` (a path or a table); by default on the run's test set, else its validation set.
 
+        A task that writes also writes answers, whose metrics and first samples are among the details. With `compare` the same is
+        computed for the model that training started from, under `base`.
         Raises InputError when the data is wrong, or is not what the run was trained with.
         """
+        if compare and self._task.prompt is None:
+            problem = "the model that training started from has no head for this task, so there is nothing to compare with"
+            raise InputError("usage.argument", problem, found=self._task.name, fix="leave out --compare")
         progress = Progress(quiet)
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as work:
-            rows = self._own_rows() if data is None else self._labelled_rows(keep_table(data), Path(work))
-            # The thresholds of several labels were tuned on the validation rows: those measure themselves anew, as in training.
-            tuned = {} if data is None and rows.split == "validation" else self._tuned
-            section: Any = self.spec.task
-            encoded = encode_rows(rows, b"", self._task, section, self.tokenizer, section.max_length, Path(work), use_cache=False)
-            with progress.activity(f"evaluating on {len(rows):,} rows", len(rows)) as activity:
-                result = self._scorer().evaluate(encoded, tuned, advance=activity.advance)
+            rows = self.held_rows(("test", "validation")) if data is None else self._labelled_rows(keep_table(data), Path(work))
+            encoded = self.encode(rows, Path(work))
+            result = self._evaluated(encoded, self.model, data is None, progress)
+            if compare:
+                result["base"] = self._evaluated(encoded, self.base_model, data is None, progress)
         return {"split": rows.split, **result}
 
-    def _own_rows(self) -> Rows:
+    def encode(self, rows: Rows, work: Path) -> Encoded:
+        """Rows as the model reads them, under `work`. Raises InputError with what cannot be encoded."""
+        section: Any = self.spec.task
+        encoded = encode_rows(rows, b"", self._task, section, self.tokenizer, section.max_length, work, use_cache=False)
+        findings = Findings()
+        for row, fault in encoded.faults:
+            findings.add_fault(fault, rows.place(row), rows.dataset[row])
+        findings.raise_if_any()
+        return encoded
+
+    def _evaluated(self, encoded: Encoded, model: Any, is_own: bool, progress: Progress) -> dict[str, Any]:
+        # The thresholds of several labels were tuned on the validation rows: those measure themselves anew, as in training.
+        tuned = {} if is_own and encoded.rows.split == "validation" else self._tuned
+        with progress.activity(f"evaluating on {len(encoded):,} rows", len(encoded)) as activity:
+            result = self._scorer(model).evaluate(encoded, tuned, advance=activity.advance)
+        section: Any = self.spec.task
+        if self._task.prompt is None or not getattr(section, "num_generated", 0):
+            return result
+        from tunesmith.verbs.answers import score_answers
+
+        written = score_answers(encoded, self._task, section, model, self.tokenizer, str(self.spec.train.precision), progress)
+        metrics = {**result["metrics"], **written.pop("metrics")}
+        return {**result, "metrics": metrics, "intervals": {**result["intervals"], **written.pop("intervals")}, **written}
+
+    def held_rows(self, splits: Sequence[str] = ("validation", "test", "train")) -> Rows:
+        """The run's own rows of the first of these splits that it has."""
         from tunesmith.prepare import check_unchanged, prepare_data
 
         data = prepare_data(self.spec)
         check_unchanged(self.directory, data)
-        for split in ("test", "validation"):
+        for split in splits:
             if split in data.rows:
                 self._work = data.work
                 return data.rows[split]
@@ -130,27 +171,43 @@ class Run:
         )
 
     def _labelled_rows(self, source: str, work: Path) -> Rows:
-        rows, findings = self._read(source, self._task.roles, work)
+        rows, findings = self._read(source, self._task, work)
         lint_labels(rows, self._task, self.spec.task, findings)
         findings.raise_if_any()
         return rows
 
-    def _read(self, source: str, roles: Sequence[Role], work: Path) -> tuple[Rows, Findings]:
+    def _read(self, source: str, task: Task, work: Path) -> tuple[Rows, Findings]:
         all_columns: Any = self.spec.data.columns
-        columns = {role.name: all_columns[role.name] for role in roles if role.name in all_columns}
-        used = [role for role in roles if role.name in columns]
+        columns = {role.name: all_columns[role.name] for role in task.roles if role.name in all_columns}
         spec = data_spec(source if source.startswith("hub:") else str(Path(source).absolute()), self.spec.data)
-        opened = open_sources(spec)
-        chosen, _ = decide_columns(opened, spec.model_copy(update={"columns": columns}), used)
+        opened = open_sources(spec, task.running_text)
+        if task.read_input is not None and not set(columns.values()) <= set(opened.names):
+            # questions alone need not come in the columns of whole conversations
+            spec = spec.model_copy(update={"columns": "auto"})
+        else:
+            task = replace(task, roles=tuple(role for role in task.roles if role.name in columns))
+            spec = spec.model_copy(update={"columns": columns})
+        chosen, _ = decide_columns(opened, spec, task.roles)
         findings = Findings()
-        rows = read_split("train", opened.origins["train"], chosen, used, work, findings)
+        rows = read_split("train", opened.origins["train"], chosen, task, self.spec.task, work, findings)
         rows.split = "data"
         return rows, findings
+
+    @property
+    def _input_task(self) -> Task:
+        """The task as prediction reads rows: without their labels or answers."""
+        task = self._task
+        roles = tuple(role for role in task.roles if role.kind != "label")
+        labels = {role.name for role in task.roles if role.kind == "label"}
+        canonical = {name: kind for name, kind in task.canonical.items() if name not in labels}
+        return replace(task, roles=roles, canonical=canonical, read=task.read_input or task.read)
 
     def predict(self, rows: str | Sequence[Any], *, quiet: bool = True) -> list[dict[str, Any]]:
         """One prediction a row, in their order: `{text, label, score, scores}`, `{text, labels, scores}` or `{text, value}`.
 
-        A row is a text, or (text, pair), or a mapping with these.
+        A row is a text, or (text, pair), or a mapping with these. Where the task writes, a row is a text (what the user says, or
+        what is to be written on), a list of messages, or a mapping as in a data file, and a prediction has `answer`, `finished`
+        and `num_tokens` beside `messages` or `text`.
         """
         import datasets
 
@@ -160,50 +217,69 @@ class Run:
             return []
         columns = {name: [row[name] for row in plain] for name in plain[0]}
         dataset = datasets.Dataset.from_dict({**columns, "file": [0] * len(plain), "line": list(range(1, len(plain) + 1))})
-        return [result for _, result in sorted(self._predicted(Rows("data", dataset, ["row"]), quiet))]
+        return list(self._predicted(Rows("data", dataset, ["row"]), quiet))
 
-    def _plain_row(self, row: Any, index: int) -> dict[str, str]:
-        names = ["text"] + (["pair"] if "pair" in self.spec.data.columns else [])
-        values = [row.get(name) for name in names] if isinstance(row, dict) else [row] if isinstance(row, str) else list(row)
-        for value in values:
-            if not isinstance(value, str) or not value.strip():
-                raise InputError(
-                    "data.empty_text",
-                    "the row has no text",
-                    where=f"row:{index + 1}",
-                    found=repr(row)[:100],
-                    fix=f"a row is {' and '.join(names)}",
-                )
-        if len(values) != len(names):
-            raise InputError(
-                "data.column_type", f"a row of this run is {' and '.join(names)}", where=f"row:{index + 1}", found=repr(row)[:100]
+    def _plain_row(self, row: Any, index: int) -> dict[str, Any]:
+        """The canonical row that a value means."""
+        task, where = self._input_task, f"row:{index + 1}"
+        if task.prompt is None:
+            names = ["text"] + (["pair"] if "pair" in self.spec.data.columns else [])
+            values = [row] if isinstance(row, str) else row if isinstance(row, dict) else dict(zip(names, row, strict=False))
+            if not isinstance(row, (str, dict)) and len(row) != len(names):
+                raise InputError("data.column_type", f"a row of this run is {' and '.join(names)}", where=where, found=repr(row)[:100])
+            values = dict(zip(names, values, strict=False)) if isinstance(values, list) else values
+        else:
+            names = [role.name for role in task.roles]
+            values = (
+                {"messages" if isinstance(row, list) else "prompt" if "prompt" in names else "text": row}
+                if not isinstance(row, dict)
+                else row
             )
-        return dict(zip(names, values, strict=True))
+        given = {name: name for name in names if name in values or task.prompt is None}
+        for found in task.read(self.spec.task, given, values):
+            if isinstance(found, dict):
+                return found
+            code, problem, shown, _ = found
+            raise InputError(code, problem, where=where, found=shown, fix=f"a row is {' and '.join(names)}")
+        raise InputError("data.empty_text", "the row holds nothing", where=where, found=repr(row)[:100])
 
-    def predict_file(self, source: str, *, quiet: bool = False) -> Iterator[dict[str, Any]]:
-        """Predictions for every row of a file, in order, a few thousand rows at a time.
+    def predict_file(self, source: str, *, skip: int = 0, quiet: bool = False) -> Iterator[dict[str, Any]]:
+        """Predictions for every row of a file but the first `skip`, in order, a few thousand rows at a time.
 
         Raises InputError with every row that cannot be read, before anything is predicted.
         """
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as work:
-            rows, findings = self._read(source, [role for role in self._task.roles if role.kind == "text"], Path(work))
+            rows, findings = self._read(source, self._input_task, Path(work))
             findings.raise_if_any()
-            waiting: dict[int, dict[str, Any]] = {}
-            following = 0
-            for index, result in self._predicted(rows, quiet):
-                waiting[index] = result
-                while following in waiting:
-                    yield waiting.pop(following)
-                    following += 1
+            yield from self._predicted(rows.select(range(min(skip, len(rows)), len(rows))), quiet)
 
-    def _predicted(self, rows: Rows, quiet: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(index, prediction) pairs, in the order they are computed."""
-        section: Any = self.spec.task
-        names = [name for name in ("text", "pair") if name in rows.dataset.column_names]
+    def _predicted(self, rows: Rows, quiet: bool) -> Iterator[dict[str, Any]]:
+        """Predictions in the order of the rows."""
+        with Progress(quiet).activity("predicting", len(rows)) as activity:
+            yield from in_order(self._answered(rows, activity.advance) if self._task.prompt else self._scored(rows, activity.advance))
+
+    def _answered(self, rows: Rows, advance: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+        from tunesmith.verbs.answers import answer_rows
+
+        return answer_rows(rows, self._task, self.spec.task, self.model, self.tokenizer, str(self.spec.train.precision), advance)
+
+    def _scored(self, rows: Rows, advance: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+        task, names = self._task, [name for name in ("text", "pair") if name in rows.dataset.column_names]
+        assert task.outputs is not None
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as work:
-            encoded = encode_rows(rows, b"", self._task, section, self.tokenizer, section.max_length, Path(work), use_cache=False)
-            with Progress(quiet).activity("predicting", len(rows)) as activity:
-                for indices, logits, _ in self._scorer().logits(encoded, activity.advance):
-                    texts = rows.dataset[[int(index) for index in indices]]
-                    for offset, result in enumerate(self._task.outputs(section, logits, self._tuned)):
-                        yield int(indices[offset]), {**{name: texts[name][offset] for name in names}, **result}
+            encoded = self.encode(rows, Path(work))
+            for indices, outputs, _ in self._scorer().outputs(encoded, advance):
+                texts = rows.dataset[[int(index) for index in indices]]
+                for offset, result in enumerate(task.outputs(self.spec.task, outputs, self._tuned)):
+                    yield int(indices[offset]), {**{name: texts[name][offset] for name in names}, **result}
+
+
+def in_order(numbered: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Results by their numbers 0, 1, 2, ..., each as soon as those before it are there."""
+    waiting: dict[int, dict[str, Any]] = {}
+    following = 0
+    for index, result in numbered:
+        waiting[index] = result
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ from tunesmith.registry import Decision
 if TYPE_CHECKING:
     from tunesmith.prepare import PreparedData
 
+GREEN, DIM, PLAIN = "\x1b[0;32m", "\x1b[0;2m", "\x1b[0m"
 MAX_VALUE = 60
 MAX_CLASSES = 60
+MAX_SAMPLE = 400
 
 
 def decision_lines(decisions: Iterable[Decision]) -> list[str]:
@@ -25,9 +28,27 @@ def decision_lines(decisions: Iterable[Decision]) -> list[str]:
 
 def rejected_lines(data: PreparedData) -> list[str]:
     """How many rows were left out, and why."""
-    if not data.findings.num_rejected:
-        return []
-    return [f"rows left out, listed in rejected.jsonl: {data.findings.tally()}"]
+    lines = [f"left out as the spec says: {count:,} ({reason})" for reason, count in data.findings.num_left_out.items()]
+    if data.findings.num_rejected:
+        lines.append(f"rows left out, listed in rejected.jsonl: {data.findings.tally()}")
+    return lines
+
+
+def trained_lines(pieces: Sequence[str], trained: Sequence[bool], most: int = 400) -> list[str]:
+    """Tokens separated by |, the trained ones between « and »; a line for each line of the text.
+
+    On a terminal the trained ones are green and the others dim as well.
+    """
+    text, inside = "", False
+    for piece, is_trained in zip(pieces[:most], trained[:most], strict=True):
+        mark = ("\x00" if is_trained else "\x01") if is_trained != inside else "|" if text else ""
+        text += mark + piece.replace("↵", "↵\n")
+        inside = is_trained
+    text += "\x01" if inside else ""
+    text += f" ... {len(pieces) - most:,} more" if len(pieces) > most else ""
+    on, off = (f"{GREEN}«", f"»{DIM}") if sys.stdout.isatty() else ("«", "»")
+    lines = text.replace("\x00", on).replace("\x01", off).split("\n")
+    return [DIM + lines[0], *lines[1:-1], lines[-1] + PLAIN] if sys.stdout.isatty() else lines
 
 
 def metric_lines(split: str, result: dict[str, Any]) -> list[str]:
@@ -60,6 +81,29 @@ def confusion_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def sample_lines(result: dict[str, Any]) -> list[str]:
+    """Some answers beside what ought to stand there, and beside those of the model before training."""
+    lines = []
+    before = result.get("base", {}).get("samples", [None] * len(result.get("samples", [])))
+    for sample, base in zip(result.get("samples", []), before, strict=True):
+        lines.append(f"  {sample['place']}")
+        named = [
+            ("asked", sample["prompt"]),
+            ("wanted", sample["reference"]),
+            ("before", base and base["answer"]),
+            ("written", sample["answer"]),
+        ]
+        for name, text in named:
+            if text is not None:
+                lines += [f"    {name if not number else '':<8} {line}" for number, line in enumerate(shorten(text).splitlines() or [""])]
+    return lines
+
+
+def shorten(text: str) -> str:
+    """The start of a text, for a screen."""
+    return text if len(text) <= MAX_SAMPLE else text[:MAX_SAMPLE] + " ..."
+
+
 def quantile_line(lengths: Sequence[int]) -> str:
     """Quantiles of lengths in tokens."""
     import numpy as np
@@ -73,6 +117,9 @@ def prediction_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
     """One prediction a line: what was predicted, how surely, and the text."""
     lines = []
     for row in rows:
+        if "answer" in row:
+            lines.append(row["answer"] if row["finished"] else f"{row['answer']} ...")
+            continue
         if "value" in row:
             head = f"{row['value']:.4f}"
         elif "label" in row:

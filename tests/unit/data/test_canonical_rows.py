@@ -7,11 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from tunesmith.data.cells import canonical_label, canonical_text
 from tunesmith.data.findings import Findings
 from tunesmith.data.rows import (
     Rows,
-    canonical_label,
-    canonical_text,
     data_fingerprint,
     decide_columns,
     open_sources,
@@ -22,7 +21,9 @@ from tunesmith.data.tables import keep_table
 from tunesmith.errors import InputError
 from tunesmith.spec import DataSpec
 from tunesmith.tasks.text_classification import TEXT_CLASSIFICATION
+from tunesmith.tasks.text_classification.section import TextClassificationSpec
 
+SECTION = TextClassificationSpec()
 ROLES = TEXT_CLASSIFICATION.roles
 
 
@@ -37,7 +38,7 @@ def read(folder: Path, split: str = "train", skip: bool = False, **data: Any) ->
     columns, _ = decide_columns(opened, spec, ROLES)
     findings = Findings(skip)
     (folder / "work").mkdir(exist_ok=True)
-    return read_split(split, opened.origins[split], columns, ROLES, folder / "work", findings), findings
+    return read_split(split, opened.origins[split], columns, TEXT_CLASSIFICATION, SECTION, folder / "work", findings), findings
 
 
 CSV = "text,label\nthe good film,good\nthe dull day,bad\n"

@@ -13,7 +13,7 @@ import tiny_models
 from tunesmith.errors import InputError
 from tunesmith.methods.full import FULL, FullSpec
 from tunesmith.methods.lora import LORA, LoraSpec, linear_modules, modules_of
-from tunesmith.models.load import count_parameters, load_trained
+from tunesmith.models.load import LoadedModel, count_parameters, load_trained
 
 HEAD = frozenset({"classifier.weight", "classifier.bias"})
 INPUTS = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
@@ -27,6 +27,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classifier(checkpoint: Path, num_labels: int = 3) -> Any:
     torch.manual_seed(0)
     return transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=num_labels, ignore_mismatched_sizes=True)
+
+
+def loaded(model: Any) -> LoadedModel:
+    return LoadedModel(model, HEAD, [])
 
 
 def resolved(model: Any, **settings: Any) -> LoraSpec:
@@ -62,7 +66,7 @@ def test_auto_is_every_linear_layer_of_the_body(checkpoint: Path) -> None:
         ]
     )
     assert len(linear_modules(model)) == 13
-    attached = LORA.attach(LoraSpec(target_modules=decision.value, rank=2), model, HEAD, "SEQ_CLS")
+    attached = LORA.attach(LoraSpec(target_modules=decision.value, rank=2), loaded(model), "SEQ_CLS")
     adapted = {name for name, _ in attached.named_modules() if name.endswith("lora_A")}
     assert len(adapted) == 13
 
@@ -78,13 +82,13 @@ def test_a_target_that_does_not_exist_is_named_with_the_nearest(checkpoint: Path
 def test_targets_may_be_names_or_ends_of_names(checkpoint: Path, targets: list[str]) -> None:
     model = classifier(checkpoint)
     assert LORA.decide(LoraSpec(target_modules=targets), model) == []
-    attached = LORA.attach(LoraSpec(target_modules=targets), model, HEAD, "SEQ_CLS")
+    attached = LORA.attach(LoraSpec(target_modules=targets), loaded(model), "SEQ_CLS")
     assert any("lora_A" in name for name, _ in attached.named_modules())
 
 
 def test_only_adapters_and_new_weights_are_trained(checkpoint: Path) -> None:
     model = classifier(checkpoint)
-    attached = LORA.attach(resolved(model, rank=4), model, HEAD, "SEQ_CLS")
+    attached = LORA.attach(resolved(model, rank=4), loaded(model), "SEQ_CLS")
     trained = {name for name, parameter in attached.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or "classifier.modules_to_save" in name for name in trained)
     trainable, every = count_parameters(attached)
@@ -93,7 +97,7 @@ def test_only_adapters_and_new_weights_are_trained(checkpoint: Path) -> None:
 
 def test_rank_alpha_and_scaling_arrive(checkpoint: Path) -> None:
     model = classifier(checkpoint)
-    attached = LORA.attach(resolved(model, rank=4, alpha=8, use_rslora=True, dropout=0.25, bias="all"), model, HEAD, "SEQ_CLS")
+    attached = LORA.attach(resolved(model, rank=4, alpha=8, use_rslora=True, dropout=0.25, bias="all"), loaded(model), "SEQ_CLS")
     config = attached.peft_config["default"]
     assert (config.r, config.lora_alpha, config.use_rslora, config.lora_dropout, config.bias) == (4, 8, True, 0.25, "all")
     layer = attached.get_submodule("base_model.model.bert.encoder.layer.0.attention.self.query")
@@ -105,7 +109,7 @@ def test_rank_alpha_and_scaling_arrive(checkpoint: Path) -> None:
 def test_before_training_the_adapters_change_nothing(checkpoint: Path) -> None:
     model = classifier(checkpoint)
     before = logits(model)
-    attached = LORA.attach(resolved(model), model, HEAD, "SEQ_CLS")
+    attached = LORA.attach(resolved(model), loaded(model), "SEQ_CLS")
     torch.testing.assert_close(logits(attached), before, atol=0, rtol=0)
 
 
@@ -118,33 +122,31 @@ def test_new_modules_are_whole_outside_the_body_and_single_inside_it(checkpoint:
 def test_the_saved_folder_is_complete_without_the_base(checkpoint: Path, tmp_path: Path, bias: str) -> None:
     base = shutil.copytree(checkpoint, tmp_path / "base")
     model = classifier(base)
-    attached = LORA.attach(resolved(model, rank=2, bias=bias), model, HEAD, "SEQ_CLS")
+    attached = LORA.attach(resolved(model, rank=2, bias=bias), loaded(model), "SEQ_CLS")
     disturb(attached)
     LORA.save(attached, tmp_path / "saved", base)
-    attached.config.save_pretrained(tmp_path / "saved")
     shutil.rmtree(base)
     moved = shutil.move(tmp_path / "saved", tmp_path / "moved")
-    loaded = load_trained(Path(moved), "AutoModelForSequenceClassification")
-    torch.testing.assert_close(logits(loaded), logits(attached))
+    again = load_trained(Path(moved), "AutoModelForSequenceClassification")
+    torch.testing.assert_close(logits(again), logits(attached))
 
 
 def test_a_base_whose_own_head_has_another_shape_is_written_anew(checkpoint: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     classifier(checkpoint, num_labels=5).save_pretrained(base)
     model = classifier(base, num_labels=2)
-    attached = LORA.attach(resolved(model, rank=2), model, HEAD, "SEQ_CLS")
+    attached = LORA.attach(resolved(model, rank=2), loaded(model), "SEQ_CLS")
     disturb(attached)
     LORA.save(attached, tmp_path / "saved", base)
-    attached.config.save_pretrained(tmp_path / "saved")
-    loaded = load_trained(tmp_path / "saved", "AutoModelForSequenceClassification")
-    assert logits(loaded).shape == (1, 2)
-    torch.testing.assert_close(logits(loaded), logits(attached))
+    again = load_trained(tmp_path / "saved", "AutoModelForSequenceClassification")
+    assert logits(again).shape == (1, 2)
+    torch.testing.assert_close(logits(again), logits(attached))
 
 
 def test_the_base_is_not_changed_by_training_or_saving(checkpoint: Path, tmp_path: Path) -> None:
     before = (checkpoint / "model.safetensors").read_bytes()
     model = classifier(checkpoint)
-    attached = LORA.attach(resolved(model, rank=2), model, HEAD, "SEQ_CLS")
+    attached = LORA.attach(resolved(model, rank=2), loaded(model), "SEQ_CLS")
     disturb(attached)
     LORA.save(attached, tmp_path / "saved", checkpoint)
     assert (checkpoint / "model.safetensors").read_bytes() == before
@@ -155,7 +157,7 @@ def test_full_trains_and_saves_every_weight(checkpoint: Path, tmp_path: Path) ->
     model = classifier(checkpoint)
     model.bert.embeddings.requires_grad_(False)
     assert FULL.decide(FullSpec(), model) == []
-    attached = FULL.attach(FullSpec(), model, HEAD, "SEQ_CLS")
+    attached = FULL.attach(FullSpec(), loaded(model), "SEQ_CLS")
     assert count_parameters(attached)[0] == count_parameters(attached)[1]
     disturb(attached)
     FULL.save(attached, tmp_path, checkpoint)

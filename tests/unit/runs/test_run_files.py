@@ -186,8 +186,15 @@ def test_the_measurement_of_bf16_leaves_the_random_state_alone() -> None:
     torch.manual_seed(0)
     expected = torch.randn(3)
     torch.manual_seed(0)
-    assert bf16_speedup(8, 8, 8, repeats=1) > 0
+    assert bf16_speedup() > 0
     assert torch.equal(torch.randn(3), expected)
+
+
+def test_bf16_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = bf16_speedup()
+    monkeypatch.setattr("tunesmith.runs.environment._measure_bf16_speedup", lambda: first + 1)
+    assert bf16_speedup() == first
 
 
 # progress

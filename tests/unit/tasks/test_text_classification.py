@@ -263,7 +263,7 @@ def test_strata_are_classes_rarest_labels_or_bins() -> None:
 def test_encoded_labels(problem_type: str, cell: list[str], encoded: Any) -> None:
     columns = TASK.encode(section(problem_type), {"text": ["the film"], "label": [cell]}, tiny_models.wordpiece_tokenizer(), 64)
     assert columns["labels"] == [encoded]
-    tensor = TASK.label_tensor(section(problem_type), columns["labels"])
+    tensor = TASK.label_tensor(section(problem_type), columns["labels"], (1, 8))
     assert tensor.dtype == (torch.long if problem_type == SINGLE else torch.float32)
     assert tensor.tolist() == [encoded]
 
@@ -291,7 +291,7 @@ def test_the_loss_is_that_of_the_model(problem_type: str, checkpoint: Path) -> N
     model = AutoModelForSequenceClassification.from_pretrained(checkpoint, **TASK.head(task_section)).eval()
     assert model.config.problem_type == problem_type
     encoded = {SINGLE: [2, 0, 1], MULTI: [[1, 0, 1], [0, 0, 0], [0, 1, 0]], REGRESSION: [0.5, -1.0, 3.0]}[problem_type]
-    labels = TASK.label_tensor(task_section, encoded)
+    labels = TASK.label_tensor(task_section, encoded, (len(encoded), 8))
     result = model(input_ids=torch.tensor([[2, 5, 3], [2, 6, 3], [2, 7, 3]]), labels=labels)
     ours = TASK.loss(task_section, result.logits, labels, 0.0) / TASK.loss_weight(task_section, encoded)
     torch.testing.assert_close(ours, result.loss)
@@ -303,7 +303,7 @@ def test_weights_and_smoothing_are_those_of_torch(smoothing: float, weighted: bo
     weights = {"a": 0.5, "b": 2.0, "c": 3.0}
     task_section = section(labels=["a", "b", "c"], class_weights=weights if weighted else "none")
     logits, encoded = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), [0, 1, 2, 2, 1, 0]
-    labels = TASK.label_tensor(task_section, encoded)
+    labels = TASK.label_tensor(task_section, encoded, (len(encoded), 8))
     tensor = torch.tensor(list(weights.values())) if weighted else None
     expected = torch.nn.CrossEntropyLoss(weight=tensor, label_smoothing=smoothing)(logits, labels)
     ours = TASK.loss(task_section, logits, labels, smoothing) / TASK.loss_weight(task_section, encoded)

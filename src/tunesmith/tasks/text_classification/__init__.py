@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from tunesmith.registry import Role, Task
+from tunesmith.data.cells import read_cells
+from tunesmith.registry import Fault, Role, Task
 from tunesmith.tasks.text_classification.cells import lint, stratify
 from tunesmith.tasks.text_classification.decisions import decide
 from tunesmith.tasks.text_classification.learning import (
     encode,
     encode_label,
+    fit_tokenizer,
+    forward,
     head,
     label_tensor,
     loss,
@@ -21,9 +25,17 @@ from tunesmith.tasks.text_classification.learning import (
 from tunesmith.tasks.text_classification.section import TextClassificationSpec
 
 
-def recognise(preview: Any) -> str | None:
-    """Any rows with a text and a label are text classification."""
-    return "rows with a text and a label"
+def recognise(opened: Any) -> str | None:
+    """Any rows with two columns may be a text and its label."""
+    return "rows with a text and a label" if len(opened.names) > 1 else None
+
+
+CANONICAL = {"text": "text", "pair": "text", "label": "labels"}
+
+
+def read(section: TextClassificationSpec, columns: dict[str, str], row: dict[str, Any]) -> Iterable[dict[str, Any] | Fault]:
+    """Text, pair and label of a row."""
+    return read_cells(CANONICAL, columns, row)
 
 
 TEXT_NAMES = (
@@ -80,13 +92,17 @@ TEXT_CLASSIFICATION = Task(
     auto_model="AutoModelForSequenceClassification",
     peft_task_type="SEQ_CLS",
     recognise=recognise,
+    canonical=CANONICAL,
+    read=read,
     decide=decide,
     lint=lint,
     target=encode_label,
     stratify=stratify,
     head=head,
+    fit_tokenizer=fit_tokenizer,
     encode=encode,
     label_tensor=label_tensor,
+    forward=forward,
     loss=loss,
     loss_weight=loss_weight,
     meter=meter,

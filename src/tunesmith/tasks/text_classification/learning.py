@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.metrics.classification import ClassMeter, MultiLabelMeter, RegressionMeter
-from tunesmith.registry import Meter
+from tunesmith.models.load import ensure_pad_token
+from tunesmith.registry import Decision, Meter
 from tunesmith.tasks.text_classification.cells import cell_labels
 from tunesmith.tasks.text_classification.section import MULTI, REGRESSION, SINGLE, TextClassificationSpec
 
@@ -14,8 +15,17 @@ if TYPE_CHECKING:
     import torch
 
 
+UNKNOWN_FIX = "the tokenizer knows none of its characters: correct or remove the row"
+
+
+def fit_tokenizer(section: TextClassificationSpec, tokenizer: Any, model: Any) -> list[Decision]:
+    """A pad token, where the tokenizer has none."""
+    return ensure_pad_token(tokenizer, model)
+
+
 def encode(section: TextClassificationSpec, batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-    """input_ids, token_type_ids where there are two texts, labels, and full_length (tokens before the cut)."""
+    """input_ids, token_type_ids where there are two texts, labels, full_length (tokens before the cut), and the fault of a row
+    of whose text the tokenizer knows nothing."""
     texts, pairs = batch["text"], batch.get("pair")
     tokens = tokenizer(texts, pairs, truncation=False, padding=False, verbose=False)
     names = ["input_ids"] + (["token_type_ids"] if pairs is not None and "token_type_ids" in tokens else [])
@@ -26,6 +36,11 @@ def encode(section: TextClassificationSpec, batch: dict[str, list[Any]], tokeniz
             cut = tokenizer(texts[row], pairs[row] if pairs is not None else None, truncation=True, max_length=max_length, padding=False)
             for name in names:
                 columns[name][row] = list(cut[name])
+    special = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
+    columns["fault"] = [
+        ("data.empty_text", "the text has no token", repr(text)[:80], UNKNOWN_FIX) if length <= special else None
+        for text, length in zip(texts, columns["full_length"], strict=True)
+    ]
     if "label" in batch:
         columns["labels"] = [encode_label(section, cell) for cell in batch["label"]]
     return columns
@@ -54,11 +69,16 @@ def head(section: TextClassificationSpec) -> dict[str, Any]:
     }
 
 
-def label_tensor(section: TextClassificationSpec, labels: Sequence[Any]) -> torch.Tensor:
+def label_tensor(section: TextClassificationSpec, labels: Sequence[Any], shape: tuple[int, int]) -> torch.Tensor:
     """Class ids [batch], or 0 and 1 as floats [batch, labels], or numbers [batch]."""
     import torch
 
     return torch.tensor(labels, dtype=torch.long if section.problem_type == SINGLE else torch.float32)
+
+
+def forward(section: TextClassificationSpec, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor | None) -> torch.Tensor:
+    """Logits [batch, outputs] in fp32."""
+    return model(**inputs).logits.float()  # type: ignore[no-any-return]
 
 
 def weights_of(section: TextClassificationSpec) -> torch.Tensor | None:

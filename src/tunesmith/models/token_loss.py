@@ -1,0 +1,179 @@
+"""Cross-entropy of tokens, computed only where a token is trained and a few thousand positions at a time.
+
+Of [rows, tokens, vocabulary] logits most are never needed: prompts and padding are not trained. The hidden states of the trained
+positions alone go through the language-model head, and never more than a chunk of logits exists. Sum and gradient are those of
+the plain loss; `test_token_loss` holds them to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from tunesmith.data.collate import IGNORED
+
+CHUNK_TOKENS = 1024
+"""Positions whose logits exist at once."""
+PROBE_TOKENS = 8
+
+
+@dataclass
+class TokenScores:
+    """Scores of the trained tokens of a batch, in the order of rows and positions."""
+
+    loss: torch.Tensor
+    """Sum of their cross-entropies, in fp32, with its gradient."""
+    losses: torch.Tensor
+    """The cross-entropy of each, [trained], detached."""
+    correct: torch.Tensor
+    """Whether each is the likeliest token, [trained]."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a model turns hidden states [..., hidden] into logits [..., vocabulary]."""
+
+    module: torch.nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+    """Logits are bent to softcap x tanh(logits / softcap) (Gemma 2)."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits in fp32."""
+        return self.finish(_apply(self.module, hidden).float())
+
+    def finish(self, raw: torch.Tensor) -> torch.Tensor:
+        """What the model does to the output of its head."""
+        scaled = raw * self.scale if self.scale != 1.0 else raw
+        return self.softcap * torch.tanh(scaled / self.softcap) if self.softcap else scaled
+
+
+_HEADS: WeakKeyDictionary[torch.nn.Module, Head | None] = WeakKeyDictionary()
+
+
+def score_tokens(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> TokenScores:
+    """Scores of predicting labels [rows, tokens] (aligned with input_ids; -100 where a token is not trained)."""
+    plain = getattr(model, "module", model)
+    if plain not in _HEADS:
+        _HEADS[plain] = find_head(plain)
+    head = _HEADS[plain]
+    trained = torch.zeros_like(labels, dtype=torch.bool)
+    trained[:, :-1] = labels[:, 1:] != IGNORED
+    targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+    if head is None:
+        return _score_logits(model(**inputs).logits[trained], targets)
+    hidden = _hidden_states(model, head.module, inputs)[trained]
+    if type(head.module) is torch.nn.Linear and head.module.bias is None:
+        loss, losses, correct = _HeadLoss.apply(hidden, head.module.weight, targets, head)
+        return TokenScores(loss, losses, correct)
+    parts = []
+    for chunk, wanted in zip(torch.split(hidden, CHUNK_TOKENS), torch.split(targets, CHUNK_TOKENS), strict=True):
+        logits = torch.utils.checkpoint.checkpoint(head.logits, chunk, use_reentrant=False) if chunk.requires_grad else head.logits(chunk)
+        parts.append(_score_logits(logits, wanted))
+    if not parts:
+        return _score_logits(head.logits(hidden), targets)
+    return TokenScores(
+        torch.stack([part.loss for part in parts]).sum(),
+        torch.cat([part.losses for part in parts]),
+        torch.cat([part.correct for part in parts]),
+    )
+
+
+def find_head(model: Any) -> Head | None:
+    """The model's head, when it and nothing else turns hidden states into logits; tried on a few tokens, whatever the model says."""
+    module = model.get_output_embeddings()
+    config = getattr(model.config, "get_text_config", lambda: model.config)()
+    if module is None:
+        return None
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    head = Head(module, scale, getattr(config, "final_logit_softcapping", None))
+    device = next(model.parameters()).device
+    ids = torch.arange(PROBE_TOKENS, device=device)[None, :] % config.vocab_size
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            expected = model(input_ids=ids).logits.float()
+            found = head.logits(_hidden_states(model, module, {"input_ids": ids}))
+    except (IndexError, KeyError):  # no hidden state passed through the module
+        return None
+    finally:
+        model.train(was_training)
+    same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    return head if same else None
+
+
+def _hidden_states(model: Any, module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What reaches the head, [rows, tokens, hidden]; the head itself is given nothing to do."""
+    caught = []
+
+    def catch(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        caught.append(arguments[0])
+        return (arguments[0][:, :0], *arguments[1:])
+
+    handle = module.register_forward_pre_hook(catch)
+    try:
+        model(**inputs)
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def _apply(module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """The head's output; its weights are cast to what the body computed in, as autocast does."""
+    with torch.autocast(hidden.device.type, dtype=hidden.dtype, enabled=hidden.dtype != torch.float32):
+        return module(hidden)  # type: ignore[no-any-return]
+
+
+def _score_logits(logits: torch.Tensor, targets: torch.Tensor) -> TokenScores:
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    return TokenScores(losses.sum(), losses.detach(), logits.argmax(-1) == targets)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Loss of a linear head without bias: the gradient is computed in the same pass over the logits, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, head: Head) -> Any:
+        with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        cast = weight.detach().to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        losses = torch.empty(len(targets), device=hidden.device)
+        correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+        for start in range(0, len(targets), CHUNK_TOKENS):
+            part = slice(start, start + CHUNK_TOKENS)
+            wanted = targets[part]
+            logits = head.finish(F.linear(hidden[part], cast).float())
+            correct[part] = logits.argmax(-1) == wanted
+            log_sum = logits.logsumexp(-1)
+            losses[part] = log_sum - logits.gather(-1, wanted[:, None])[:, 0]
+            if not with_grad:
+                continue
+            grad = (logits - log_sum[:, None]).exp_()
+            grad[torch.arange(len(wanted), device=grad.device), wanted] -= 1
+            if head.softcap:
+                grad *= 1 - (logits / head.softcap) ** 2
+            grad = (grad * head.scale if head.scale != 1.0 else grad).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad @ cast
+            if grad_weight is not None:
+                grad_weight += grad.t() @ hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(losses, correct)
+        return losses.sum(), losses, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> Any:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else (grad_hidden * grad_loss).to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight * grad_loss).to(ctx.weight_dtype),
+            None,
+            None,
+        )

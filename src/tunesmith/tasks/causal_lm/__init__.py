@@ -1,0 +1,152 @@
+"""Causal language modelling: a decoder learns running text, cut into blocks of which no token is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from tunesmith.data.cells import read_cells
+from tunesmith.data.text import PASSAGE
+from tunesmith.errors import InputError
+from tunesmith.metrics.language_model import METRICS
+from tunesmith.models import language_model
+from tunesmith.models.load import ensure_pad_token
+from tunesmith.registry import Decision, Fault, Role, Task
+from tunesmith.spec import Auto, GenerationSpec, NamedSection, PositiveInt
+
+CANONICAL = {"text": "text", "passage": "json"}
+REGROUPED = ("row", "input_ids", "passage", "begins", "ends")
+
+
+class CausalLMSpec(NamedSection):
+    """The next token of running text, or of one text a row."""
+
+    name: str = "causal_lm"
+    """`causal_lm`."""
+    max_length: PositiveInt | Auto = "auto"
+    """Tokens of a block; the last block of all may be shorter, and nothing is left out."""
+    documents: Literal["end_of_text", "joined"] = "end_of_text"
+    """`end_of_text` ends each document (a file of running text, a row of anything else) with the tokenizer's end-of-text token and
+    begins it with its beginning, if it has one; `joined` puts nothing between them."""
+    generation: GenerationSpec = GenerationSpec()
+    """How `tunesmith predict` writes on."""
+
+
+def recognise(opened: Any) -> str | None:
+    """Files with nothing but text."""
+    return "running text, without columns" if len(opened.names) == 1 else None
+
+
+def read(section: CausalLMSpec, columns: dict[str, str], row: dict[str, Any]) -> Iterable[dict[str, Any] | Fault]:
+    """The text of a row, or a passage of a file and its number."""
+    for found in read_cells({"text": "text"}, columns, row):
+        yield {**found, "passage": None if PASSAGE not in row else str(row[PASSAGE])} if isinstance(found, dict) else found
+
+
+def fit_tokenizer(section: CausalLMSpec, tokenizer: Any, model: Any) -> list[Decision]:
+    """A pad token; refuses a tokenizer that cannot end a document."""
+    if section.documents == "end_of_text" and tokenizer.eos_token_id is None:
+        raise InputError("model.tokenizer", "the tokenizer has no end-of-text token", where="task.documents", fix="task.documents=joined")
+    return ensure_pad_token(tokenizer, model)
+
+
+def encode(section: CausalLMSpec, batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+    """Token ids of each text, (file, number) of a passage, and what marks the ends of documents; see `regroup`."""
+    ids = tokenizer(batch["text"], add_special_tokens=False, truncation=False, padding=False, verbose=False)["input_ids"]
+    num_rows = len(ids)
+    begins = [] if section.documents == "joined" else _beginning(tokenizer)
+    ends = [] if section.documents == "joined" else [tokenizer.eos_token_id]
+    return {
+        "input_ids": [list(row) for row in ids],
+        "full_length": [len(row) for row in ids],
+        "fault": [None] * num_rows,
+        "passage": [
+            None if passage is None else (file, int(passage)) for file, passage in zip(batch["file"], batch["passage"], strict=True)
+        ],
+        "begins": [begins] * num_rows,
+        "ends": [ends] * num_rows,
+    }
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """The beginning-of-text token, for a tokenizer that puts it before a text by itself."""
+    starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
+    return [tokenizer.bos_token_id] if starts else []
+
+
+def regroup(section: CausalLMSpec, batches: Iterable[dict[str, list[Any]]], max_length: int) -> Iterator[dict[str, list[Any]]]:
+    """Blocks of max_length tokens: passages that follow each other in a file are one document, and documents follow each other."""
+    waiting: list[int] = []
+    rows: list[int] = []
+    before: tuple[int, int] | None = None
+    ends: list[int] = []
+
+    def take(ids: Sequence[int], row: int) -> None:
+        waiting.extend(ids)
+        rows.extend([row] * len(ids))
+
+    for batch in batches:
+        for row, ids, passage, begins, ends_after in zip(*(batch[name] for name in REGROUPED), strict=True):
+            if before is None or passage != (before[0], before[1] + 1):
+                take(ends, row)
+                take(begins, row)
+            take(ids, row)
+            before, ends = passage, ends_after
+        whole = len(waiting) - len(waiting) % max_length
+        if whole:
+            yield _blocks(waiting[:whole], rows[:whole], max_length)
+            del waiting[:whole], rows[:whole]
+    if rows:
+        take(ends, rows[-1])
+    if waiting:
+        yield _blocks(waiting, rows, max_length)
+
+
+def _blocks(ids: list[int], rows: list[int], max_length: int) -> dict[str, list[Any]]:
+    starts = range(0, len(ids), max_length)
+    blocks = [ids[start : start + max_length] for start in starts]
+    return {
+        "input_ids": blocks,
+        "labels": blocks,
+        "full_length": [len(block) for block in blocks],
+        "row": [rows[start] for start in starts],
+        "fault": [None] * len(blocks),
+    }
+
+
+def prompt(section: CausalLMSpec, batch: dict[str, list[Any]], tokenizer: Any) -> list[tuple[list[int], str | None]]:
+    """The text, to be written on."""
+    begins = _beginning(tokenizer)
+    ids = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
+    return [([*begins, *row], None) for row in ids]
+
+
+CAUSAL_LM = Task(
+    name="causal_lm",
+    summary="the next token of running text",
+    spec=CausalLMSpec,
+    roles=(Role("text", "text", known_names=("text", "content", "document", "body", "article", "sentence")),),
+    default_model="smollm2",
+    auto_model="AutoModelForCausalLM",
+    peft_task_type="CAUSAL_LM",
+    recognise=recognise,
+    canonical=CANONICAL,
+    read=read,
+    decide=lambda section, facts: [],
+    lint=lambda section, batch: (),
+    target=lambda section, cell: None,
+    stratify=lambda section, cells: (["text"] * len(cells), False),
+    head=lambda section: {},
+    fit_tokenizer=fit_tokenizer,
+    encode=encode,
+    label_tensor=language_model.label_tensor,
+    forward=language_model.forward,
+    loss=language_model.loss,
+    loss_weight=language_model.loss_weight,
+    meter=language_model.meter,
+    metrics=lambda section: METRICS,
+    prompt=prompt,
+    regroup=regroup,
+    running_text=True,
+    per_token=True,
+)

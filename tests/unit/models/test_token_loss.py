@@ -1,0 +1,104 @@
+"""The loss of trained tokens: sum, gradient and scores are those of the plain loss over all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+import transformers
+
+from tiny_models import LANGUAGE_MODELS, tiny_decoder
+from tunesmith.models import token_loss
+from tunesmith.models.token_loss import find_head, score_tokens
+
+
+def batch(vocabulary: int, seed: int = 0) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Two rows, the second padded; prompts and padding are not trained."""
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, vocabulary, (2, 9), generator=draw)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    labels = ids.clone()
+    labels[:, :3] = -100
+    labels[1, 6:] = -100
+    return {"input_ids": ids, "attention_mask": mask}, labels
+
+
+def plain_losses(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    logits = model(**inputs).logits.float()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="none")
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+@pytest.mark.parametrize("chunk", [4, 1024])
+def test_sum_and_gradient_are_those_of_all_logits(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_loss, "CHUNK_TOKENS", chunk)
+    model = tiny_decoder(name)
+    inputs, labels = batch(model.config.vocab_size)
+    losses = plain_losses(model, inputs, labels)
+    losses.sum().backward()
+    expected = {key: parameter.grad.clone() for key, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    assert find_head(model) is not None
+    scores = score_tokens(model, inputs, labels)
+    scores.loss.backward()
+    torch.testing.assert_close(scores.losses, losses[losses > 0].detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scores.loss.detach(), losses.sum().detach(), rtol=1e-5, atol=1e-5)
+    found = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_a_frozen_head_gets_no_gradient_and_passes_it_on() -> None:
+    model = tiny_decoder("llama", tie_word_embeddings=False)
+    model.lm_head.weight.requires_grad_(False)
+    inputs, labels = batch(model.config.vocab_size)
+    score_tokens(model, inputs, labels).loss.backward()
+    assert model.lm_head.weight.grad is None
+    assert float(model.model.embed_tokens.weight.grad.abs().sum()) > 0
+
+
+def test_hits_are_the_likeliest_tokens() -> None:
+    model = tiny_decoder("llama").eval()
+    inputs, labels = batch(model.config.vocab_size)
+    with torch.no_grad():
+        likeliest = model(**inputs).logits[:, :-1].argmax(-1)
+        labels[:, 1:][labels[:, 1:] != -100] = likeliest[labels[:, 1:] != -100]
+        labels[0, -1] = (labels[0, -1] + 1) % model.config.vocab_size
+        correct = score_tokens(model, inputs, labels).correct
+    assert correct.sum() == len(correct) - 1
+    assert not correct[5]
+
+
+def test_a_head_with_bias_goes_through_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_loss, "CHUNK_TOKENS", 3)
+    model = tiny_decoder("phi")
+    assert model.lm_head.bias is not None
+    torch.nn.init.normal_(model.lm_head.bias)
+    inputs, labels = batch(model.config.vocab_size)
+    expected = plain_losses(model, inputs, labels).sum()
+    torch.testing.assert_close(score_tokens(model, inputs, labels).loss, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_changes_logits_after_its_head_is_scored_by_all_its_logits() -> None:
+    class Bent(transformers.LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = super().forward(*args, **kwargs)
+            outputs.logits = outputs.logits + torch.arange(outputs.logits.shape[-1]) * 0.01
+            return outputs
+
+    model = Bent(tiny_decoder("llama").config)
+    inputs, labels = batch(model.config.vocab_size)
+    assert find_head(model) is None
+    torch.testing.assert_close(score_tokens(model, inputs, labels).loss, plain_losses(model, inputs, labels).sum(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_without_a_trained_token_has_loss_zero() -> None:
+    model = tiny_decoder("llama")
+    inputs, labels = batch(model.config.vocab_size)
+    scores = score_tokens(model, inputs, torch.full_like(labels, -100))
+    assert float(scores.loss.detach()) == 0
+    assert len(scores.losses) == 0
