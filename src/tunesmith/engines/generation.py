@@ -49,11 +49,12 @@ def generate(
     settings: GenerationSpec,
     precision: str = "fp32",
     rows_per_batch: int = 8,
+    first_row: int = 0,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[tuple[int, Generated]]:
     """(index of the prompt, its answer) as batches of prompts of similar length finish, longest first.
 
-    What is drawn for a row depends on its prompt, its index and the seed.
+    What is drawn for a row depends on its prompt, its number (the first has `first_row`) and the seed.
     Raises InputError when a prompt is empty, or longer than the model can go on from.
     """
     check_lengths(model, tokenizer, prompts, settings)
@@ -61,7 +62,7 @@ def generate(
     for part in cut_by_length(lengths, rows_per_batch * max(lengths, default=0), rows_per_batch):
         rows = [int(index) for index in part]
         endings = _Endings(model, tokenizer, settings.stop, lengths[rows[0]], len(rows))
-        ids = _write(model, [prompts[row] for row in rows], rows, settings, precision, [endings])
+        ids = _write(model, [prompts[row] for row in rows], [first_row + row for row in rows], settings, precision, [endings])
         for position, row in enumerate(rows):
             new = ids[position, lengths[rows[0]] :].tolist()[: endings.num_tokens[position]]
             yield row, Generated(endings.read(new)[0], len(new), endings.ended[position])

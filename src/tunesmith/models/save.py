@@ -17,17 +17,25 @@ def card_code(auto_model: str, adapters: bool = False, new_tokens: bool = False,
 
     With `new_tokens`, adapters are loaded by PEFT, which fits the base's embeddings to the tokenizer beside the adapters.
     """
-    package, arguments = "transformers", ["folder"]
-    if adapters:
-        arguments.append('dtype="float32"')
+    arguments = ["folder"] + (['dtype="float32"'] if adapters else [])
+    by_transformers, lines = [auto_model], []
     if adapters and new_tokens:
-        package, auto_model = "peft", auto_model.replace("Auto", "AutoPeft", 1)
-    lines = [f"from {package} import {auto_model}"]
+        auto_model = auto_model.replace("Auto", "AutoPeft", 1)
+        by_transformers, lines = [], [f"from peft import {auto_model}"]
     if quantization is not None:
-        lines.append("from transformers import BitsAndBytesConfig")
-        settings = ", ".join(f"{name}={value!r}" for name, value in quantization.to_diff_dict().items())
-        arguments.append(f"quantization_config=BitsAndBytesConfig({settings})")
-    return "\n".join([*lines, "", f"model = {auto_model}.from_pretrained({', '.join(arguments)})"])
+        by_transformers.append("BitsAndBytesConfig")
+        settings = {name: value for name, value in quantization.to_diff_dict().items() if not name.startswith("_")}
+        values = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        arguments.append(f"quantization_config=BitsAndBytesConfig({values})")
+    if by_transformers:
+        lines.append(f"from transformers import {', '.join(by_transformers)}")
+    lines += ["", f"model = {auto_model}.from_pretrained({', '.join(arguments)})"]
+    if quantization is not None and quantization.load_in_4bit:
+        lines += [
+            "for module in model.modules():",
+            "    module.support_avx512bf16_for_cpu = False  # where a CPU has it, bitsandbytes would round scales to bf16",
+        ]
+    return "\n".join(lines)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, method: Method, folder: Path, base: Path, card: str) -> None:

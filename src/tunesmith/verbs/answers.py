@@ -27,15 +27,18 @@ def answer_rows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     precision: str,
+    first_row: int = 0,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row, its prediction) pairs, as answers are finished."""
+    """(row, its prediction) pairs, as answers are finished; `first_row` is the number of the first, which draws depend on."""
     from tunesmith.engines.generation import generate
 
     assert task.prompt is not None
     for start, batch in rows.batches(ROWS_AT_ONCE):
         prompts = [ids for ids, _ in task.prompt(section, batch, tokenizer)]
-        for index, written in generate(model, tokenizer, prompts, section.generation, precision, advance=advance):
+        for index, written in generate(
+            model, tokenizer, prompts, section.generation, precision, first_row=first_row + start, advance=advance
+        ):
             row = {"messages": json.loads(batch["messages"][index])} if "messages" in batch else {"text": batch["text"][index]}
             yield start + index, {**row, "answer": written.text, "finished": written.finished, "num_tokens": written.num_tokens}
 

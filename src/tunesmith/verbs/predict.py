@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.cache import key_of
 from tunesmith.errors import InputError
 from tunesmith.verbs.run import Run
 
 
 def predict_to(run: Run, file: str | None, texts: Sequence[str], pairs: Sequence[str], out: str | None) -> dict[str, Any]:
-    """`{"predictions": rows}`, or `{"rows": number, "out": path}` when they are written to a file.
+    """`{"predictions": rows}`, or `{"rows": number, "resumed_after": number, "out": path}` when they are written to a file.
+
+    A .jsonl that was interrupted goes on where it was, if the run and the rows are the same.
 
     Raises InputError when there is nothing to predict, or the rows cannot be read; then nothing is written.
     """
@@ -27,19 +30,22 @@ def predict_to(run: Run, file: str | None, texts: Sequence[str], pairs: Sequence
         )
     if pairs and len(pairs) != len(texts):
         raise InputError("usage.argument", "there must be one --pair for each --text", found=f"{len(texts)} --text, {len(pairs)} --pair")
-    rows = _rows(run, file, texts, pairs)
     if out is None:
-        return {"predictions": rows}
-    return {"rows": _write(rows, Path(out)), "out": out}
+        return {"predictions": _rows(run, file, texts, pairs, 0)}
+    path = Path(out)
+    _check_out(path)
+    key = _key(run, file) if path.suffix == ".jsonl" and file not in (None, "-") else ""
+    done = _num_done(path, key)
+    return {"rows": _write(_rows(run, file, texts, pairs, done), path, key, done), "resumed_after": done, "out": out}
 
 
-def _rows(run: Run, file: str | None, texts: Sequence[str], pairs: Sequence[str]) -> Iterable[dict[str, Any]]:
+def _rows(run: Run, file: str | None, texts: Sequence[str], pairs: Sequence[str], done: int) -> Iterable[dict[str, Any]]:
     if texts:
         return run.predict(list(zip(texts, pairs, strict=True)) if pairs else list(texts))
     if file == "-":
         return run.predict([line.rstrip("\r\n") for line in _standard_input() if line.strip()])
     assert file is not None
-    return run.predict_file(file)
+    return run.predict_file(file, skip=done)
 
 
 def _standard_input() -> Iterator[str]:
@@ -54,25 +60,58 @@ def _standard_input() -> Iterator[str]:
         ) from error
 
 
-def _write(rows: Iterable[dict[str, Any]], path: Path) -> int:
-    """Writes predictions beside the path and renames them into place when all are there."""
+def _check_out(path: Path) -> None:
     if path.suffix not in (".jsonl", ".csv"):
         raise InputError(
             "usage.output_exists", "predictions are written as .jsonl or .csv", found=str(path), fix=f"--out {path.stem}.jsonl"
         )
     if not path.parent.is_dir():
         raise InputError("usage.output_exists", "there is no such folder", where=str(path.parent), fix="make it, or give another --out")
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+
+
+def _key(run: Run, file: str | None) -> str:
+    """What predictions that were interrupted must have been made from, to be gone on with."""
+    try:
+        content = Path(str(file)).read_bytes()
+    except OSError:  # a folder, or nothing: reading it says more
+        return ""
+    return key_of(content, str(run.path.resolve()), run.spec.model_dump(mode="json"), run.directory.read_json("result.json"))
+
+
+def _partial(path: Path) -> tuple[Path, Path]:
+    """Where predictions wait for the last of them, and what they were made from."""
+    return path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.partial.key")
+
+
+def _num_done(path: Path, key: str) -> int:
+    """Predictions of an interrupted command that can be kept; a last line that was cut off is taken away."""
+    partial, made_from = _partial(path)
+    if not key or not partial.exists() or not made_from.exists() or made_from.read_text(encoding="utf-8") != key:
+        return 0
+    content = partial.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    partial.write_bytes(whole)
+    return whole.count(b"\n")
+
+
+def _write(rows: Iterable[dict[str, Any]], path: Path, key: str, done: int) -> int:
+    """Writes predictions beside the path, after those that are done, and renames them into place when all are there."""
+    partial, made_from = _partial(path)
+    made_from.unlink(missing_ok=True)
+    with partial.open("a" if done else "w", encoding="utf-8", newline="") as file:
+        if key:
+            made_from.write_text(key, encoding="utf-8")
         count = _write_csv(rows, file) if path.suffix == ".csv" else _write_jsonl(rows, file)
     partial.replace(path)
-    return count
+    made_from.unlink(missing_ok=True)
+    return done + count
 
 
 def _write_jsonl(rows: Iterable[dict[str, Any]], file: Any) -> int:
     count = 0
     for count, row in enumerate(rows, 1):  # noqa: B007
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
     return count
 
 

@@ -251,17 +251,19 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as work:
             rows, findings = self._read(source, self._input_task, Path(work))
             findings.raise_if_any()
-            yield from self._predicted(rows.select(range(min(skip, len(rows)), len(rows))), quiet)
+            yield from self._predicted(rows.select(range(min(skip, len(rows)), len(rows))), quiet, skip)
 
-    def _predicted(self, rows: Rows, quiet: bool) -> Iterator[dict[str, Any]]:
+    def _predicted(self, rows: Rows, quiet: bool, first_row: int = 0) -> Iterator[dict[str, Any]]:
         """Predictions in the order of the rows."""
         with Progress(quiet).activity("predicting", len(rows)) as activity:
-            yield from in_order(self._answered(rows, activity.advance) if self._task.prompt else self._scored(rows, activity.advance))
+            if self._task.prompt is None:
+                yield from in_order(self._scored(rows, activity.advance))
+                return
+            from tunesmith.verbs.answers import answer_rows
 
-    def _answered(self, rows: Rows, advance: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
-        from tunesmith.verbs.answers import answer_rows
-
-        return answer_rows(rows, self._task, self.spec.task, self.model, self.tokenizer, str(self.spec.train.precision), advance)
+            section, precision = self.spec.task, str(self.spec.train.precision)
+            numbered = answer_rows(rows, self._task, section, self.model, self.tokenizer, precision, first_row, activity.advance)
+            yield from in_order(numbered)
 
     def _scored(self, rows: Rows, advance: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
         task, names = self._task, [name for name in ("text", "pair") if name in rows.dataset.column_names]

@@ -15,6 +15,7 @@ from method_models import ARCHITECTURES, disturb, load, logits, near, resolved
 from pydantic import ValidationError
 
 from tunesmith.errors import InputError
+from tunesmith.methods.full import FULL
 from tunesmith.methods.lora import LORA, LoraSpec, idle_adapters
 from tunesmith.models.load import LoadedModel, load_tokenizer, load_trained
 from tunesmith.models.save import card_code, save_model
@@ -94,6 +95,15 @@ def test_the_base_is_named_and_not_copied(language_model: Save, tmp_path: Path) 
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/base"
 
 
+def test_a_saved_model_generates_with_its_cache(language_model: Save, tmp_path: Path) -> None:
+    base = language_model("llama")
+    loaded = load(base)
+    assert loaded.model.config.use_cache is False
+    save_model(loaded.model, load_tokenizer(base), FULL, tmp_path / "saved", base, "a card")
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "saved").use_cache is True
+    assert loaded.model.config.use_cache is False
+
+
 def test_adapters_whose_base_is_gone_say_which(language_model: Save, tmp_path: Path) -> None:
     base = language_model("llama")
     folder = save(train(base)[0], base, tmp_path / "saved")
@@ -141,7 +151,7 @@ def test_before_training_no_start_changes_the_model(start: Any, language_model: 
 )
 def test_new_tokens_train_their_rows_alone(kind: str, config: dict[str, Any], language_model: Save, tmp_path: Path) -> None:
     base = language_model(kind, **config)
-    model, loaded, ids = train(base, 2)
+    model, _, ids = train(base, 2)
     rows = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad and "trainable_tokens" in name}
     assert rows
     assert {parameter.shape[0] for parameter in rows.values()} == {2}

@@ -80,8 +80,6 @@ def test_what_is_saved_computes_the_same_to_the_bit_on_a_base_quantised_anew(
     assert torch.equal(logits(load_trained(folder, "AutoModelForCausalLM", quantization)), expected)
     names: dict[str, Any] = {"folder": str(folder)}
     exec(card_code("AutoModelForCausalLM", adapters=True, quantization=quantization), names)
-    for module in names["model"].modules():
-        module.support_avx512bf16_for_cpu = False
     assert torch.equal(logits(names["model"]), expected)
     # Without the quantisation it is another model, if a near one.
     assert not torch.equal(logits(load_trained(folder, "AutoModelForCausalLM")), expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import InputError
+from tunesmith.errors import InputError, did_you_mean
 from tunesmith.methods.lora.adapters import attach, decide, modules_of
 from tunesmith.methods.lora.section import QLoraSpec
 from tunesmith.models.load import LoadedModel, require_package
@@ -61,7 +61,9 @@ def decide_quantized(section: QLoraSpec, model: PreTrainedModel) -> list[Decisio
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     for skipped in section.skip_modules:
         if not any(name.endswith(skipped) for name in linear):
-            raise InputError("method.no_target", "skip_modules names no linear layer", where="method.skip_modules", found=skipped)
+            fix = did_you_mean(skipped, sorted({name.rpartition(".")[2] for name in linear}))
+            problem = "skip_modules names no linear layer"
+            raise InputError("method.no_target", problem, where="method.skip_modules", found=skipped, fix=fix)
     auto = [_compute_dtype(section)] if section.compute_dtype == "auto" else []
     return [*auto, *decide(section, model)]
 
