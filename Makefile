@@ -1,4 +1,5 @@
 # make setup   .venv with tunesmith and its extras         make demo    train, evaluate and predict on data that comes by pip
+#                                                          make demo-chat  the same for a chat model: LoRA, before and after, merged
 # make test    the default test suite                      make lint    ruff and mypy
 # make docs    regenerate the generated pages of docs/     make clean   remove what these made
 #
@@ -13,7 +14,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: setup setup-test demo test test-slow lint docs clean
+.PHONY: setup setup-test demo demo-chat test test-slow lint docs clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/setup.stamp
@@ -50,6 +51,18 @@ demo: setup
 	@echo "The model:    demo/run/model (README.md there shows how to load it without tunesmith)"
 	@echo "The proof:    demo/run/proof.json"
 	@echo "What was decided, and why: demo/run/decisions.json; what happened: demo/run/events.jsonl; rows left out: demo/run/rejected.jsonl"
+
+demo-chat: setup
+	@rm -rf demo/chat-run demo/chat-merged
+	@$(BIN)/python examples/chatterbot_chat.py demo/tech_support.jsonl
+	$(BIN)/tunesmith train examples/tech_support.yaml --run demo/chat-run
+	$(BIN)/tunesmith evaluate demo/chat-run --compare
+	$(BIN)/tunesmith merge demo/chat-run --out demo/chat-merged
+	printf 'My printer prints blank pages.\nIt is a laser printer.\n' | $(BIN)/tunesmith chat demo/chat-run
+	@echo
+	@echo "Talk with it:  $(BIN)/tunesmith chat demo/chat-run        beside what it was: ... chat demo/chat-run --compare"
+	@echo "Adapters:      demo/chat-run/model        merged: demo/chat-merged (README.md there shows how to load it without tunesmith)"
+	@echo "The proofs:    demo/chat-run/proof.json, demo/chat-merged/proof.json"
 
 test: setup-test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto

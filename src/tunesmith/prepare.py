@@ -100,8 +100,9 @@ def prepare_data(spec: RunSpec, rejected: Path | None = None) -> PreparedData:
             split: read_split(split, origins, columns, task, spec.task, Path(work.name), findings)
             for split, origins in opened.origins.items()
         }
-        if getattr(spec.task, "leave_out", None) and not findings.num_left_out:
-            keys = ", ".join(f"{name}: {value}" for name, value in spec.task.leave_out.items())
+        left_out: dict[str, Any] = getattr(spec.task, "leave_out", {})
+        if left_out and not findings.num_left_out:
+            keys = ", ".join(f"{name}: {value}" for name, value in left_out.items())
             fix = "correct the key or the value, or leave it out"
             raise InputError("spec.no_effect", "no row or message is left out by it", where="task.leave_out", found=keys, fix=fix)
         if not len(rows["train"]):

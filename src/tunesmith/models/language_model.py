@@ -35,8 +35,11 @@ def loss(section: Any, outputs: TokenScores, labels: torch.Tensor, label_smoothi
 
 
 def loss_weight(section: Any, labels: Sequence[Any]) -> float:
-    """The number of trained tokens; the first of a row has nothing before it that it could be predicted from."""
-    return float(sum(label >= 0 for row in labels for label in row[1:]))
+    """The number of trained tokens; the first of a row has nothing before it that it could be predicted from.
+
+    At least 1: a text's last block may be a single token, and a step that block alone.
+    """
+    return float(max(sum(label >= 0 for row in labels for label in row[1:]), 1))
 
 
 def meter(section: Any) -> Meter:

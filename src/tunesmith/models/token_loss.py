@@ -98,22 +98,25 @@ def find_head(model: Any) -> Head | None:
     try:
         with torch.no_grad():
             expected = model(input_ids=ids).logits.float()
-            found = head.logits(_hidden_states(model, module, {"input_ids": ids}))
+            hidden = _hidden_states(model, module, {"input_ids": ids})
+            found = head.logits(hidden)
     except (IndexError, KeyError):  # no hidden state passed through the module
         return None
     finally:
         model.train(was_training)
-    same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    tolerance = 1e-4 if hidden.dtype == torch.float32 else 2e-2
+    same = found.shape == expected.shape and torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
     return head if same else None
 
 
 def _hidden_states(model: Any, module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What reaches the head, [rows, tokens, hidden]; the head itself is given nothing to do."""
+    """What reaches the head, [rows, tokens, hidden], in the type that the head computes in; the head itself is given nothing to do."""
     caught = []
 
     def catch(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        caught.append(arguments[0])
-        return (arguments[0][:, :0], *arguments[1:])
+        hidden, device = arguments[0], arguments[0].device.type
+        caught.append(hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden)
+        return (hidden[:, :0], *arguments[1:])
 
     handle = module.register_forward_pre_hook(catch)
     try:

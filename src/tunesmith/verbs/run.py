@@ -132,6 +132,12 @@ class Run:
                 result["base"] = self._evaluated(encoded, self.base_model, data is None, progress)
         return {"split": rows.split, **result}
 
+    def merge(self, out: str | Path, *, dtype: str = "fp32", quiet: bool = False) -> dict[str, Any]:
+        """`tunesmith.verbs.merge.merge` of this run: adapters and base as one proven model in `out`; returns the proof."""
+        from tunesmith.verbs.merge import merge
+
+        return merge(self, out, dtype=dtype, quiet=quiet)
+
     def encode(self, rows: Rows, work: Path) -> Encoded:
         """Rows as the model reads them, under `work`. Raises InputError with what cannot be encoded."""
         section: Any = self.spec.task

@@ -52,6 +52,22 @@ def test_sum_and_gradient_are_those_of_all_logits(name: str, chunk: int, monkeyp
         torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_in_bf16_the_loss_is_that_of_all_logits_in_bf16(name: str) -> None:
+    model = tiny_decoder(name)
+    inputs, labels = batch(model.config.vocab_size)
+    forward = model.forward
+
+    def in_bf16(*args: Any, **kwargs: Any) -> Any:  # as accelerate wraps a model
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return forward(*args, **kwargs)
+
+    model.forward = in_bf16
+    losses = plain_losses(model, inputs, labels)
+    assert find_head(model) is not None
+    torch.testing.assert_close(score_tokens(model, inputs, labels).losses, losses[losses > 0].detach(), rtol=2e-2, atol=2e-2)
+
+
 def test_a_frozen_head_gets_no_gradient_and_passes_it_on() -> None:
     model = tiny_decoder("llama", tie_word_embeddings=False)
     model.lm_head.weight.requires_grad_(False)

@@ -39,8 +39,11 @@ def recognise(opened: Any) -> str | None:
 
 def read(section: CausalLMSpec, columns: dict[str, str], row: dict[str, Any]) -> Iterable[dict[str, Any] | Fault]:
     """The text of a row, or a passage of a file and its number."""
+    if PASSAGE in row:  # blank lines are text as well
+        yield {"text": row[columns["text"]], "passage": str(row[PASSAGE])}
+        return
     for found in read_cells({"text": "text"}, columns, row):
-        yield {**found, "passage": None if PASSAGE not in row else str(row[PASSAGE])} if isinstance(found, dict) else found
+        yield {**found, "passage": None} if isinstance(found, dict) else found
 
 
 def fit_tokenizer(section: CausalLMSpec, tokenizer: Any, model: Any) -> list[Decision]:
@@ -80,6 +83,7 @@ def regroup(section: CausalLMSpec, batches: Iterable[dict[str, list[Any]]], max_
     rows: list[int] = []
     before: tuple[int, int] | None = None
     ends: list[int] = []
+    row = 0
 
     def take(ids: Sequence[int], row: int) -> None:
         waiting.extend(ids)
@@ -96,8 +100,7 @@ def regroup(section: CausalLMSpec, batches: Iterable[dict[str, list[Any]]], max_
         if whole:
             yield _blocks(waiting[:whole], rows[:whole], max_length)
             del waiting[:whole], rows[:whole]
-    if rows:
-        take(ends, rows[-1])
+    take(ends, row)
     if waiting:
         yield _blocks(waiting, rows, max_length)
 
