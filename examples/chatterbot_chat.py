@@ -1,6 +1,6 @@
 """Writes the chat demo's data: questions to technical support of the chatterbot corpus and their answers, one conversation a line.
 
-    python examples/chatterbot_chat.py demo/tech_support.jsonl
+python examples/chatterbot_chat.py demo/tech_support.jsonl
 """
 
 import json

@@ -59,6 +59,8 @@ def write_conversations(path: Path, num_rows: int = 40, seed: int = 0) -> Path:
 def write_prose(path: Path, num_lines: int = 60, seed: int = 0) -> Path:
     """Running text: lines of known words, some of them blank."""
     draw = random.Random(seed)
-    lines = [" ".join(draw.choice(PLAIN + GOOD + BAD) for _ in range(draw.randint(2, 12))) if number % 5 else "" for number in range(num_lines)]
+    lines = [
+        " ".join(draw.choice(PLAIN + GOOD + BAD) for _ in range(draw.randint(2, 12))) if number % 5 else "" for number in range(num_lines)
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -24,7 +24,7 @@ from tunesmith.registry import METHODS
 from tunesmith.verbs.reload_model import compute_tokens
 
 SETTINGS = [
-    "task=chat", "task.generation.max_new_tokens=8", "train.precision=fp32", "train.batch_size=8", "train.learning_rate=1e-2",
+    "task=chat", "task.generation.max_new_tokens=16", "train.precision=fp32", "train.batch_size=8", "train.learning_rate=2e-2",
     "data.validation=25%", "train.eval_steps=none", "train.save_steps=none",
 ]  # fmt: skip
 QUESTION = "the story was warm"
@@ -72,7 +72,9 @@ def _trained(run: Path, data: Path, model: Path, *overrides: str) -> Path:
 @pytest.fixture(scope="module")
 def lora(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `train` with adapters that learnt something."""
-    return _trained(tmp_path_factory.mktemp("runs") / "lora", data, model, "method=lora", "train.epochs=20", "task.metrics=[exact_match,rouge]")
+    return _trained(
+        tmp_path_factory.mktemp("runs") / "lora", data, model, "method=lora", "train.epochs=20", "task.metrics=[exact_match,rouge]"
+    )
 
 
 @pytest.fixture
@@ -160,7 +162,7 @@ def test_predict_from_texts_and_from_files_of_every_shape(lora: Path, data: Path
     (row,) = _json("predict", str(lora), "--text", QUESTION)["predictions"]
     assert row["messages"] == [{"role": "user", "content": QUESTION}]
     assert row.keys() == {"messages", "answer", "finished", "num_tokens"}
-    assert 0 < row["num_tokens"] <= 8
+    assert 0 < row["num_tokens"] <= 16
     out = tmp_path / "answers.jsonl"
     printed = _json("predict", str(lora), str(data), "--out", str(out))
     assert (printed["rows"], printed["out"]) == (48, str(out))
@@ -199,7 +201,7 @@ with torch.inference_mode():
         said[name] = model.eval()(input_ids=ids).logits[0, -1].tolist()
 for folder in (adapters, merged):
     write = pipeline("text-generation", folder)
-    said[folder] = write(messages, max_new_tokens=8, do_sample=False)[0]["generated_text"][-1]["content"]
+    said[folder] = write(messages, max_new_tokens=16, do_sample=False)[0]["generated_text"][-1]["content"]
 print(json.dumps(said))
 """
 

@@ -216,7 +216,9 @@ def test_a_share_for_validation_loses_no_passage(chat_model: Path, tmp_path: Pat
     assert 0.1 < len(found["validation"]) / len(lines) < 0.4
     # Passages that no longer follow each other are documents of their own.
     for split, split_blocks in blocks.items():
-        breaks = sum(int(later.split()[0]) != int(earlier.split()[0]) + 1 for earlier, later in zip(found[split], found[split][1:], strict=False))
+        breaks = sum(
+            int(later.split()[0]) != int(earlier.split()[0]) + 1 for earlier, later in zip(found[split], found[split][1:], strict=False)
+        )
         assert sum(block.count(run.tokenizer.eos_token_id) for block in split_blocks) == breaks + 1
 
 
@@ -270,7 +272,9 @@ def test_a_model_that_packing_leaks_in_is_refused(tmp_path: Path) -> None:
     tiny_decoder("opt", len(tokenizer), max_position_embeddings=MAX_TOKENS).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     with pytest.raises(tunesmith.InputError) as caught:
-        prepare(spec_of(str(write_conversations(tmp_path / "rows.jsonl", 8)), [f"model={folder}", *SETTINGS, "task=chat", "train.pack=true"]))
+        prepare(
+            spec_of(str(write_conversations(tmp_path / "rows.jsonl", 8)), [f"model={folder}", *SETTINGS, "task=chat", "train.pack=true"])
+        )
     problem = caught.value.problems[0]
     assert problem.code == "spec.conflict"
     assert problem.where == "override train.pack=true"

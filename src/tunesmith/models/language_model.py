@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.collate import pad_token_labels
-from tunesmith.metrics.language_model import TokenMeter
+from tunesmith.metrics.language_model import METRICS, TokenMeter
 from tunesmith.registry import Meter
 
 if TYPE_CHECKING:
@@ -45,6 +45,25 @@ def loss_weight(section: Any, labels: Sequence[Any]) -> float:
 def meter(section: Any) -> Meter:
     """Perplexity and accuracy of tokens."""
     return TokenMeter()
+
+
+LANGUAGE_MODEL: dict[str, Any] = {
+    "default_model": "smollm2",
+    "auto_model": "AutoModelForCausalLM",
+    "peft_task_type": "CAUSAL_LM",
+    "lint": lambda section, batch: (),
+    "target": lambda section, cell: None,
+    "stratify": lambda section, cells: (["row"] * len(cells), False),
+    "head": lambda section: {},
+    "label_tensor": label_tensor,
+    "forward": forward,
+    "loss": loss,
+    "loss_weight": loss_weight,
+    "meter": meter,
+    "metrics": lambda section: METRICS,
+    "per_token": True,
+}
+"""What the records of such tasks have in common."""
 
 
 def decode_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:

@@ -201,8 +201,18 @@ def load_trained(path: Path, auto_model: str, quantization: Any = None) -> PreTr
         with load_errors(path, "adapters"):
             grow_embeddings(model, path)
             model.load_adapter(str(path))
+        take_generation_config(model, path)
     _settle(model)
     return model.eval()
+
+
+def take_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    """Lets a model end its answers where that of a run does: a base model does not know the tokens that end a template's turns."""
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").exists():
+        with load_errors(folder, "generation config"):
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _base_of(adapters: Path) -> str:

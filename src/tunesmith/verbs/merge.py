@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import InputError, RunError
 from tunesmith.models.catalog import find_model
-from tunesmith.models.load import load_trained
+from tunesmith.models.load import load_trained, take_generation_config
 from tunesmith.models.save import card_code, write_card
 from tunesmith.registry import METHODS, TASKS
 from tunesmith.runs.progress import Progress
@@ -120,6 +120,7 @@ def _save(run: Run, model: Any, dtype: str, folder: Path) -> None:
     task = TASKS.get(run.spec.task.name)
     model = model.to(torch.bfloat16 if dtype == "bf16" else torch.float32)
     model.config.use_cache = True
+    take_generation_config(model, run.directory.model)
     model.save_pretrained(folder)
     run.tokenizer.save_pretrained(folder)
     about = {"task": task.summary, "method": f"{METHODS.get(run.spec.method.name).summary}; merged", "weights": dtype}

@@ -106,11 +106,12 @@ class Run:
     def base_model(self) -> Any:
         """The model that training started from, in eval mode, with the run's tokenizer in mind."""
         from tunesmith.models.catalog import find_model
-        from tunesmith.models.load import load_trained
+        from tunesmith.models.load import load_trained, take_generation_config
 
         model = load_trained(find_model(self.spec.model).path, self._task.auto_model)
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(self.tokenizer))
+        take_generation_config(model, self.directory.model)
         return model
 
     def evaluate(self, data: Any = None, *, compare: bool = False, quiet: bool = False) -> dict[str, Any]:

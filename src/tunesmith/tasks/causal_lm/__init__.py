@@ -8,8 +8,7 @@ from typing import Any, Literal
 from tunesmith.data.cells import read_cells
 from tunesmith.data.text import PASSAGE
 from tunesmith.errors import InputError
-from tunesmith.metrics.language_model import METRICS
-from tunesmith.models import language_model
+from tunesmith.models.language_model import LANGUAGE_MODEL
 from tunesmith.models.load import ensure_pad_token
 from tunesmith.registry import Decision, Fault, Role, Task
 from tunesmith.spec import Auto, GenerationSpec, NamedSection, PositiveInt
@@ -129,27 +128,14 @@ CAUSAL_LM = Task(
     summary="the next token of running text",
     spec=CausalLMSpec,
     roles=(Role("text", "text", known_names=("text", "content", "document", "body", "article", "sentence")),),
-    default_model="smollm2",
-    auto_model="AutoModelForCausalLM",
-    peft_task_type="CAUSAL_LM",
     recognise=recognise,
     canonical=CANONICAL,
     read=read,
     decide=lambda section, facts: [],
-    lint=lambda section, batch: (),
-    target=lambda section, cell: None,
-    stratify=lambda section, cells: (["text"] * len(cells), False),
-    head=lambda section: {},
     fit_tokenizer=fit_tokenizer,
     encode=encode,
-    label_tensor=language_model.label_tensor,
-    forward=language_model.forward,
-    loss=language_model.loss,
-    loss_weight=language_model.loss_weight,
-    meter=language_model.meter,
-    metrics=lambda section: METRICS,
     prompt=prompt,
     regroup=regroup,
     running_text=True,
-    per_token=True,
+    **LANGUAGE_MODEL,
 )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tunesmith.metrics.language_model import METRICS
-from tunesmith.models import language_model
+from tunesmith.models.language_model import LANGUAGE_MODEL
 from tunesmith.registry import Decision, Task
 from tunesmith.tasks.chat import conversations
 from tunesmith.tasks.chat.conversations import ROLES, read
@@ -31,26 +30,13 @@ CHAT = Task(
     summary="the assistant's answers in conversations",
     spec=ChatSpec,
     roles=ROLES,
-    default_model="smollm2",
-    auto_model="AutoModelForCausalLM",
-    peft_task_type="CAUSAL_LM",
     recognise=recognise,
     canonical={"messages": "json"},
     read=read,
     read_input=partial(read, needs_answer=False),
     decide=decide,
-    lint=lambda section, batch: (),
-    target=lambda section, cell: None,
-    stratify=lambda section, cells: (["conversation"] * len(cells), False),
-    head=lambda section: {},
     fit_tokenizer=fit_template,
     encode=encode,
-    label_tensor=language_model.label_tensor,
-    forward=language_model.forward,
-    loss=language_model.loss,
-    loss_weight=language_model.loss_weight,
-    meter=language_model.meter,
-    metrics=lambda section: METRICS,
     prompt=prompt,
-    per_token=True,
+    **LANGUAGE_MODEL,
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tunesmith.spec import Auto, GenerationSpec, NamedSection, PositiveInt
+from tunesmith.spec import Auto, GenerationSpec, NamedSection, Pattern, PositiveInt
 
 
 class ChatSpec(NamedSection):
@@ -36,19 +35,10 @@ class ChatSpec(NamedSection):
     """How the model writes in evaluation and prediction."""
     metrics: list[Literal["exact_match", "number", "rouge", "bleu", "chrf", "pattern"]] = Field(default_factory=list)
     """What written answers are compared by, beside the loss; `number` compares the last numbers, `pattern` what `answer_pattern` finds."""
-    answer_pattern: str = "none"
+    answer_pattern: Pattern = "none"
     """A regular expression that cuts out of an answer what the metric `pattern` compares: its first group, or all it matches."""
     num_generated: Annotated[int, Field(ge=0)] = 16
     """Rows of `tunesmith evaluate` for which the model writes an answer: how many end by themselves, samples, and `metrics`; 0 is none."""
-
-    @field_validator("answer_pattern")
-    @classmethod
-    def _is_pattern(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"should be a regular expression of Python: {error}") from None
-        return pattern
 
     @field_validator("metrics")
     @classmethod
