@@ -29,6 +29,10 @@ CATALOGUE: dict[str, list[dict[str, Any]]] = {
 OUTSIDE_THE_CATALOGUE = {
     "model.hash": "below: needs a package with other files",
     "model.tokenizer": "below: needs a tokenizer without tokens",
+    "usage.missing_extra": "an installation, not an input: tests/cli/test_chat_commands.py",
+    "data.left_out": "no error",
+    "model.template": "below: needs a model without one",
+    "method.idle": "a run that fails, not a bad input",
     "run.non_finite": "a run that fails, not a bad input",
     "run.out_of_memory": "a run that fails, not a bad input",
     "run.interrupted": "a run that fails, not a bad input",
@@ -220,6 +224,28 @@ def test_a_packaged_model_with_other_files(
     assert "pip install --force-reinstall changed-model==1" in error["problems"][0]["fix"]
 
 
+def test_a_model_without_a_chat_template(folder: Path, tiny_chat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "rows.jsonl").write_text('{"prompt": "a day", "completion": "warm"}\n')
+    error = refuse(
+        ["check", "rows.jsonl", "task=chat", "data.validation=none", f"model={tiny_chat}", "--no-measure", "--no-cache", "--json"],
+        folder,
+        capsys,
+    )
+    assert [problem["code"] for problem in error["problems"]] == ["model.template"]
+    assert "chatml" in error["problems"][0]["fix"]
+
+
+def test_an_encoder_cannot_chat(folder: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "rows.jsonl").write_text('{"prompt": "a day", "completion": "warm"}\n')
+    error = refuse(
+        ["check", "rows.jsonl", "task=chat", "data.validation=none", f"model={tiny_bert}", "--no-measure", "--no-cache", "--json"],
+        folder,
+        capsys,
+    )
+    assert [problem["code"] for problem in error["problems"]] == ["model.load"]
+    assert "smollm2" in error["problems"][0]["fix"]
+
+
 def test_a_tokenizer_that_cannot_pad(folder: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -290,7 +316,8 @@ def test_every_code_has_a_case() -> None:
 
 def test_every_case_has_its_files_and_every_file_its_case() -> None:
     names = {case["case"] for cases in CATALOGUE.values() for case in cases}
-    folders = {str(path.parent.relative_to(HERE / "files")) for path in (HERE / "files").rglob("*") if path.is_file()} - {"."}
+    folders = {path.name for path in (HERE / "files").iterdir() if path.is_dir()} - {"chat"}
+    folders |= {f"chat/{path.name}" for path in (HERE / "files" / "chat").iterdir()}
     assert folders <= names
     assert set(BUILT) <= names
     assert max(path.stat().st_size for path in (HERE / "files").rglob("*") if path.is_file()) <= 5_000

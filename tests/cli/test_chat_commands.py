@@ -18,10 +18,13 @@ import transformers
 from safetensors.torch import load_file
 
 from tiny_conversations import conversations, save_chat_model, write_conversations, write_prose
-from tiny_models import write_jsonl
+from tiny_models import save_tiny, write_jsonl
 from tunesmith.cli import main
+from tunesmith.prepare import prepare
 from tunesmith.registry import METHODS
+from tunesmith.runs.directory import RunDirectory
 from tunesmith.verbs.reload_model import compute_tokens
+from tunesmith.verbs.run import open_run
 
 SETTINGS = [
     "task=chat", "task.generation.max_new_tokens=16", "train.precision=fp32", "train.batch_size=8", "train.learning_rate=2e-2",
@@ -73,7 +76,13 @@ def _trained(run: Path, data: Path, model: Path, *overrides: str) -> Path:
 def lora(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `train` with adapters that learnt something."""
     return _trained(
-        tmp_path_factory.mktemp("runs") / "lora", data, model, "method=lora", "train.epochs=20", "task.metrics=[exact_match,rouge]"
+        tmp_path_factory.mktemp("runs") / "lora",
+        data,
+        model,
+        "method=lora",
+        "method.modules_to_save=[lm_head]",
+        "train.epochs=12",
+        "task.metrics=[exact_match,rouge]",
     )
 
 
@@ -162,7 +171,8 @@ def test_predict_from_texts_and_from_files_of_every_shape(lora: Path, data: Path
     (row,) = _json("predict", str(lora), "--text", QUESTION)["predictions"]
     assert row["messages"] == [{"role": "user", "content": QUESTION}]
     assert row.keys() == {"messages", "answer", "finished", "num_tokens"}
-    assert 0 < row["num_tokens"] <= 16
+    assert row["finished"]
+    assert 0 < row["num_tokens"] < 16
     out = tmp_path / "answers.jsonl"
     printed = _json("predict", str(lora), str(data), "--out", str(out))
     assert (printed["rows"], printed["out"]) == (48, str(out))
@@ -180,6 +190,7 @@ def test_predict_from_texts_and_from_files_of_every_shape(lora: Path, data: Path
 
 LOADED_ALONE = """
 import json, sys
+from pathlib import Path
 sys.modules["tunesmith"] = None
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
@@ -199,9 +210,11 @@ said = {}
 with torch.inference_mode():
     for name, model in models.items():
         said[name] = model.eval()(input_ids=ids).logits[0, -1].tolist()
-for folder in (adapters, merged):
-    write = pipeline("text-generation", folder)
-    said[folder] = write(messages, max_new_tokens=16, do_sample=False)[0]["generated_text"][-1]["content"]
+card = Path(adapters, "README.md").read_text().partition("```python\\n")[2].partition("```")[0]
+exec(card.replace('folder = "."', "folder = adapters"))
+for name, writer in (("card", model), ("alone", adapters), ("whole", merged)):
+    write = pipeline("text-generation", writer, tokenizer=tokenizer)
+    said[name] = write(messages, max_new_tokens=16, do_sample=False)[0]["generated_text"][-1]["content"]
 print(json.dumps(said))
 """
 
@@ -223,7 +236,9 @@ def test_merge_is_proven_and_all_load_without_tunesmith(lora: Path, model: Path,
         torch.testing.assert_close(torch.tensor(said[name]), expected, rtol=1e-4, atol=1e-4, msg=name)
     assert (torch.tensor(said["base"]) - expected).abs().max() > 0.1
     (answer,) = _json("predict", str(lora), "--text", QUESTION)["predictions"]
-    assert said[str(lora / "model")] == said[str(out)] == answer["answer"]
+    assert said["card"] == said["whole"] == answer["answer"]
+    # The base's own generation config is in force here, which knows no end of a turn.
+    assert said["alone"].startswith(answer["answer"])
     problem = _problem(2, "merge", str(lora), "--out", str(out))
     assert problem["code"] == "usage.output_exists"
     assert problem["where"] == str(out)
@@ -287,6 +302,27 @@ def test_a_quantised_base_is_trained_evaluated_and_merged_in_full_precision(
     assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
     changed = {name for name, tensor in base.items() if not torch.equal(tensor, merged[name])}
     assert changed == {name for name in base if name.endswith("_proj.weight")}
+
+
+def test_a_template_that_brings_tokens_comes_along_everywhere(data: Path, tmp_path: Path, reload_here: None) -> None:
+    bare = save_tiny("llama", tmp_path / "bare", "AutoModelForCausalLM")
+    assert _problem(2, "check", str(data), f"model={bare}", "--no-measure")["code"] == "model.template"
+    conversation = {"messages": [{"role": "user", "content": "good"}, {"role": "assistant", "content": "fine"}]}
+    short = tmp_path / "short.jsonl"
+    words = ["good", "great", "fine", "warm", "film", "story", "town", "day"]
+    short.write_text("".join(json.dumps(conversation).replace("good", word) + "\n" for word in words))
+    run = _trained(tmp_path / "run", short, bare, "method=lora", "task.template=chatml", "train.epochs=2", "task.num_generated=2")
+    first, second = (_json("evaluate", str(run), "--compare") for _ in range(2))
+    assert first == second, "the rows of new tokens should not be drawn anew"
+    start = prepare(RunDirectory.open(run).spec()).model.get_base_model().state_dict()
+    base = open_run(run).base_model.state_dict()
+    plain = {name.replace(".token_adapter", "").replace(".base_layer", ""): tensor for name, tensor in start.items()}
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in base.items())
+    assert _json("merge", str(run), "--out", str(tmp_path / "merged"))["proof"]["proven"]
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert merged.get_input_embeddings().num_embeddings == len(tokenizer)
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in merged.generation_config.eos_token_id
 
 
 def test_a_whole_model_has_nothing_to_merge(model: Path, data: Path, tmp_path: Path, reload_here: None) -> None:

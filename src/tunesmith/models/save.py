@@ -18,6 +18,8 @@ def card_code(auto_model: str, adapters: bool = False, new_tokens: bool = False,
     With `new_tokens`, adapters are loaded by PEFT, which fits the base's embeddings to the tokenizer beside the adapters.
     """
     arguments = ["folder"] + (['dtype="float32"'] if adapters else [])
+    # Loaded with adapters, a base keeps its own generation config, which does not know where a template's turns end.
+    own_ends = adapters and auto_model == "AutoModelForCausalLM"
     by_transformers, lines = [auto_model], []
     if adapters and new_tokens:
         auto_model = auto_model.replace("Auto", "AutoPeft", 1)
@@ -27,9 +29,13 @@ def card_code(auto_model: str, adapters: bool = False, new_tokens: bool = False,
         settings = {name: value for name, value in quantization.to_diff_dict().items() if not name.startswith("_")}
         values = ", ".join(f"{name}={value!r}" for name, value in settings.items())
         arguments.append(f"quantization_config=BitsAndBytesConfig({values})")
+    if own_ends:
+        by_transformers.append("GenerationConfig")
     if by_transformers:
         lines.append(f"from transformers import {', '.join(by_transformers)}")
     lines += ["", f"model = {auto_model}.from_pretrained({', '.join(arguments)})"]
+    if own_ends:
+        lines.append("model.generation_config = GenerationConfig.from_pretrained(folder)")
     if quantization is not None and quantization.load_in_4bit:
         lines += [
             "for module in model.modules():",

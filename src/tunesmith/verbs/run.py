@@ -105,9 +105,12 @@ class Run:
     @cached_property
     def base_model(self) -> Any:
         """The model that training started from, in eval mode, with the run's tokenizer in mind."""
+        import transformers
+
         from tunesmith.models.catalog import find_model
         from tunesmith.models.load import load_trained, take_generation_config
 
+        transformers.set_seed(self.spec.train.seed)  # rows of new tokens are drawn as in training
         model = load_trained(find_model(self.spec.model).path, self._task.auto_model)
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(self.tokenizer))

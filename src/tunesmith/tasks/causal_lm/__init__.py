@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from tunesmith.data.cells import read_cells
 from tunesmith.data.text import PASSAGE
@@ -11,7 +13,7 @@ from tunesmith.errors import InputError
 from tunesmith.models.language_model import LANGUAGE_MODEL
 from tunesmith.models.load import ensure_pad_token
 from tunesmith.registry import Decision, Fault, Role, Task
-from tunesmith.spec import Auto, GenerationSpec, NamedSection, PositiveInt
+from tunesmith.spec import Auto, GenerationSpec, NamedSection
 
 CANONICAL = {"text": "text", "passage": "json"}
 REGROUPED = ("row", "input_ids", "passage", "begins", "ends")
@@ -22,7 +24,7 @@ class CausalLMSpec(NamedSection):
 
     name: str = "causal_lm"
     """`causal_lm`."""
-    max_length: PositiveInt | Auto = "auto"
+    max_length: Annotated[int, Field(gt=1, lt=2**31)] | Auto = "auto"
     """Tokens of a block; the last block of all may be shorter, and nothing is left out."""
     documents: Literal["end_of_text", "joined"] = "end_of_text"
     """`end_of_text` ends each document (a file of running text, a row of anything else) with the tokenizer's end-of-text token and
@@ -32,8 +34,9 @@ class CausalLMSpec(NamedSection):
 
 
 def recognise(opened: Any) -> str | None:
-    """Files with nothing but text."""
-    return "running text, without columns" if len(opened.names) == 1 else None
+    """Files with nothing but text; a table of one column is one whose delimiter was not found."""
+    is_table = any(origin.dialect.format == "csv" for origin in opened.origins["train"])
+    return "running text, without columns" if len(opened.names) == 1 and not is_table else None
 
 
 def read(section: CausalLMSpec, columns: dict[str, str], row: dict[str, Any]) -> Iterable[dict[str, Any] | Fault]:

@@ -265,7 +265,7 @@ def _choose_template(section: ChatSpec, tokenizer: PreTrainedTokenizerBase, mode
     # Those the tokenizer has already are named too: text must not be cut through them.
     tokenizer.add_special_tokens({"extra_special_tokens": list(preset.tokens)}, replace_extra_special_tokens=False)
     if new:
-        because = "the template writes them, the tokenizer did not know them; only a method that trains embeddings learns them"
+        because = "the template writes them, the tokenizer did not know them"
         decisions.append(Decision("new tokens", ", ".join(new), because))
     num_rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > num_rows:
