@@ -250,7 +250,8 @@ def _decide_length(resolved: Resolved, task: Task, rows: Rows, tokenizer: PreTra
 
 def _encode(rows: Rows, task: Task, spec: RunSpec, tokenizer: PreTrainedTokenizerBase, data: PreparedData, use_cache: bool) -> Encoded:
     section: Any = spec.task
-    row_key = key_of(text_hashes(rows).tobytes(), label_hashes(rows).tobytes()).encode()
+    files = np.asarray(rows.dataset["file"]).tobytes() if task.regroup else b""  # where a document ends
+    row_key = key_of(text_hashes(rows).tobytes(), label_hashes(rows).tobytes(), files).encode()
     encoded = encode_rows(rows, row_key, task, section, tokenizer, section.max_length, Path(data.work.name), use_cache)
     for row, fault in encoded.faults:
         data.findings.add_fault(fault, rows.place(row), rows.dataset[row])

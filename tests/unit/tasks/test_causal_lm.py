@@ -19,7 +19,9 @@ TEXT = {"text": "text"}
 END = 0
 
 
-def encoded(rows: list[tuple[int, int | None, list[int]]], begins: tuple[int, ...] = (), ends: tuple[int, ...] = (END,)) -> dict[str, list[Any]]:
+def encoded(
+    rows: list[tuple[int, int | None, list[int]]], begins: tuple[int, ...] = (), ends: tuple[int, ...] = (END,)
+) -> dict[str, list[Any]]:
     """Columns of rows (file, number of the passage, ids), as `encode` gives them."""
     return {
         "row": list(range(len(rows))),

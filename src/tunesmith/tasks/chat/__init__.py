@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from tunesmith.models.language_model import LANGUAGE_MODEL
+from tunesmith.models.load import require_package
 from tunesmith.registry import Decision, Task
 from tunesmith.tasks.chat import conversations
 from tunesmith.tasks.chat.conversations import ROLES, read
@@ -20,7 +21,10 @@ def recognise(opened: Any) -> str | None:
 
 
 def decide(section: ChatSpec, facts: Any) -> list[Decision]:
-    """The shape of the rows."""
+    """The shape of the rows. Raises InputError when a metric needs what is not installed."""
+    for metric, package in (("rouge", "rouge_score"), ("bleu", "sacrebleu"), ("chrf", "sacrebleu")):
+        if metric in section.metrics:
+            require_package(package, "eval")
     shape = conversations.shape_of(facts.names, facts.sample, facts.columns)
     return [Decision("shape of the conversations", shape, conversations.SHAPES[shape])] if shape in conversations.SHAPES else []
 
