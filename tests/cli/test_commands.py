@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import signal
@@ -116,10 +117,46 @@ def test_predict_from_everywhere(
     assert [row["text"] for row in whole] == [row["text"] for row in rows]
     assert sum(row["label"] == expected["label"] for row, expected in zip(whole, rows, strict=True)) > 95
     for name in ("out.jsonl", "out.csv"):
-        assert _json(capsys, "predict", run, str(data), "--out", str(tmp_path / name)) == {"rows": 120, "out": str(tmp_path / name)}
+        written = _json(capsys, "predict", run, str(data), "--out", str(tmp_path / name))
+        assert written == {"rows": 120, "resumed_after": 0, "out": str(tmp_path / name)}
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == whole
     with (tmp_path / "out.csv").open(newline="") as file:
         assert [row["label"] for row in csv.DictReader(file)] == [row["label"] for row in whole]
+
+
+def test_interrupted_predictions_go_on(
+    trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tunesmith.verbs import predict
+
+    run, out = str(trained[0]), tmp_path / "out.jsonl"
+    assert main(["predict", run, str(data), "--out", str(tmp_path / "whole.jsonl")]) == 0
+    write = predict._write_jsonl
+
+    def pull_the_plug(rows: Any, file: Any) -> int:
+        write(itertools.islice(rows, 70), file)
+        file.write('{"text": "cut o')
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "_write_jsonl", pull_the_plug)
+        assert main(["predict", run, str(data), "--out", str(out)]) == 1
+    assert not out.exists()
+    assert _json(capsys, "predict", run, str(data), "--out", str(out))["resumed_after"] == 70
+    # batches are cut otherwise, so scores may differ in the last place
+    found, expected = ([json.loads(line) for line in path.read_text().splitlines()] for path in (out, tmp_path / "whole.jsonl"))
+    assert [(row["text"], row["label"]) for row in found] == [(row["text"], row["label"]) for row in expected]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "whole.jsonl"]
+
+
+def test_predictions_of_other_rows_are_not_gone_on_with(
+    trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = str(trained[0]), tmp_path / "out.jsonl"
+    (tmp_path / ".out.jsonl.partial").write_text('{"text": "of another file"}\n')
+    (tmp_path / ".out.jsonl.partial.key").write_text("another key")
+    assert _json(capsys, "predict", run, str(data), "--out", str(out))["resumed_after"] == 0
+    assert "of another file" not in out.read_text()
 
 
 def test_batches_of_one_predict_the_same(trained: tuple[Path, dict[str, Any]], data: Path) -> None:

@@ -111,7 +111,8 @@ class Run:
         from tunesmith.models.load import load_trained, take_generation_config
 
         transformers.set_seed(self.spec.train.seed)  # rows of new tokens are drawn as in training
-        model = load_trained(find_model(self.spec.model).path, self._task.auto_model)
+        quantization = METHODS.get(self.spec.method.name).quantization(self.spec.method)
+        model = load_trained(find_model(self.spec.model).path, self._task.auto_model, quantization)
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(self.tokenizer))
         take_generation_config(model, self.directory.model)
@@ -193,11 +194,10 @@ class Run:
         opened = open_sources(spec, task.running_text)
         if task.read_input is not None and not set(columns.values()) <= set(opened.names):
             # questions alone need not come in the columns of whole conversations
-            spec = spec.model_copy(update={"columns": "auto"})
+            chosen, _ = decide_columns(opened, spec.model_copy(update={"columns": "auto"}), task.roles)
         else:
-            task = replace(task, roles=tuple(role for role in task.roles if role.name in columns))
-            spec = spec.model_copy(update={"columns": columns})
-        chosen, _ = decide_columns(opened, spec, task.roles)
+            used = [role for role in task.roles if role.name in columns]
+            chosen, _ = decide_columns(opened, spec.model_copy(update={"columns": columns}), used)
         findings = Findings()
         rows = read_split("train", opened.origins["train"], chosen, task, self.spec.task, work, findings)
         rows.split = "data"
@@ -221,7 +221,7 @@ class Run:
         """
         import datasets
 
-        listed = [rows] if isinstance(rows, str) else list(rows)
+        listed = [rows] if isinstance(rows, (str, dict)) else list(rows)
         plain = [self._plain_row(row, index) for index, row in enumerate(listed)]
         if not plain:
             return []
@@ -232,21 +232,19 @@ class Run:
     def _plain_row(self, row: Any, index: int) -> dict[str, Any]:
         """The canonical row that a value means."""
         task, where = self._input_task, f"row:{index + 1}"
-        if task.prompt is None:
-            names = ["text"] + (["pair"] if "pair" in self.spec.data.columns else [])
-            values = [row] if isinstance(row, str) else row if isinstance(row, dict) else dict(zip(names, row, strict=False))
-            if not isinstance(row, (str, dict)) and len(row) != len(names):
-                raise InputError("data.column_type", f"a row of this run is {' and '.join(names)}", where=where, found=repr(row)[:100])
-            values = dict(zip(names, values, strict=False)) if isinstance(values, list) else values
-        else:
+        if task.prompt is not None:
             names = [role.name for role in task.roles]
-            values = (
-                {"messages" if isinstance(row, list) else "prompt" if "prompt" in names else "text": row}
-                if not isinstance(row, dict)
-                else row
-            )
-        given = {name: name for name in names if name in values or task.prompt is None}
-        for found in task.read(self.spec.task, given, values):
+            by_kind = "messages" if isinstance(row, list) else "prompt" if "prompt" in names else "text"
+            values = row if isinstance(row, dict) else {by_kind: row}
+            columns = {name: name for name in names if name in values}
+        else:
+            names = ["text"] + (["pair"] if "pair" in self.spec.data.columns else [])
+            listed = [row] if isinstance(row, str) else row
+            if len(listed) != len(names) and not isinstance(row, dict):
+                raise InputError("data.column_type", f"a row of this run is {' and '.join(names)}", where=where, found=repr(row)[:100])
+            values = row if isinstance(row, dict) else dict(zip(names, listed, strict=True))
+            columns = {name: name for name in names}
+        for found in task.read(self.spec.task, columns, values):
             if isinstance(found, dict):
                 return found
             code, problem, shown, _ = found
