@@ -54,11 +54,11 @@ demo: setup
 
 demo-chat: setup
 	@rm -rf demo/chat-run demo/chat-merged
-	@$(BIN)/python examples/chatterbot_chat.py demo/tech_support.jsonl
-	$(BIN)/tunesmith train examples/tech_support.yaml --run demo/chat-run
+	@$(BIN)/python examples/chatterbot_chat.py demo/short_answers.jsonl
+	$(BIN)/tunesmith train examples/short_answers.yaml --run demo/chat-run
 	$(BIN)/tunesmith evaluate demo/chat-run --compare
 	$(BIN)/tunesmith merge demo/chat-run --out demo/chat-merged
-	printf 'My printer prints blank pages.\nIt is a laser printer.\n' | $(BIN)/tunesmith chat demo/chat-run
+	printf 'Who wrote Hamlet?\nAnd when did he live?\n' | $(BIN)/tunesmith chat demo/chat-run
 	@echo
 	@echo "Talk with it:  $(BIN)/tunesmith chat demo/chat-run        beside what it was: ... chat demo/chat-run --compare"
 	@echo "Adapters:      demo/chat-run/model        merged: demo/chat-merged (README.md there shows how to load it without tunesmith)"

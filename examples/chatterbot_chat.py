@@ -1,6 +1,8 @@
-"""Writes the chat demo's data: questions to technical support of the chatterbot corpus and their answers, one conversation a line.
+"""Writes the chat demo's data: conversations of the chatterbot corpus on topics that are asked about, one a line.
 
-python examples/chatterbot_chat.py demo/tech_support.jsonl
+    python examples/chatterbot_chat.py demo/short_answers.jsonl
+
+Each distinct conversation is written once; what is left of one after its last whole answer is left out.
 """
 
 import json
@@ -10,18 +12,24 @@ from pathlib import Path
 
 import yaml
 
+TOPICS = ("ai", "literature", "money", "movies", "psychology", "science", "sports", "trivia")
+
 
 def main(out: str) -> None:
     """Reads the corpus that is installed, and writes `out`."""
-    corpus = yaml.safe_load((files("chatterbot_corpus") / "data" / "english" / "tech_support.yml").read_text(encoding="utf-8"))
-    lines = [
-        json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}, ensure_ascii=False)
-        for question, answer in corpus["conversations"]
-    ]
+    rows: dict[str, None] = {}
+    for topic in TOPICS:
+        corpus = yaml.safe_load((files("chatterbot_corpus") / "data" / "english" / f"{topic}.yml").read_text(encoding="utf-8"))
+        for turns in corpus["conversations"]:
+            whole = [str(turn).strip() for turn in turns[: len(turns) // 2 * 2]]
+            roles = ("user", "assistant") * (len(whole) // 2)
+            messages = [{"role": role, "content": turn} for role, turn in zip(roles, whole, strict=True)]
+            if all(whole):
+                rows[json.dumps({"messages": messages}, ensure_ascii=False)] = None
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"wrote {len(lines)} conversations to {out}")
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    print(f"wrote {len(rows)} conversations on {len(TOPICS)} topics to {out}")
 
 
 if __name__ == "__main__":

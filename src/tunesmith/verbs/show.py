@@ -27,8 +27,9 @@ def decision_lines(decisions: Iterable[Decision]) -> list[str]:
 
 
 def rejected_lines(data: PreparedData) -> list[str]:
-    """How many rows were left out, and why."""
-    lines = [f"left out as the spec says: {count:,} ({reason})" for reason, count in data.findings.num_left_out.items()]
+    """How many rows were left out, and why; and how many of those that stay stand twice."""
+    lines = [f"{data.num_duplicates:,} training rows stand more than once"] if data.num_duplicates else []
+    lines += [f"left out as the spec says: {count:,} ({reason})" for reason, count in data.findings.num_left_out.items()]
     if data.findings.num_rejected:
         lines.append(f"rows left out, listed in rejected.jsonl: {data.findings.tally()}")
     return lines
