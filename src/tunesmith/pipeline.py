@@ -192,9 +192,9 @@ def evaluate_splits(job: Job, prepared: Prepared, directory: RunDirectory, progr
 
 
 def _show(prepared: Prepared, directory: RunDirectory, progress: Progress) -> None:
-    from tunesmith.verbs.show import decision_lines, rejected_lines
+    from tunesmith.verbs.show import decision_lines, row_lines
 
-    for line in [*rejected_lines(prepared.data), *decision_lines(prepared.resolved.decisions), f"run directory: {directory.path}"]:
+    for line in [*row_lines(prepared.data), *decision_lines(prepared.resolved.decisions), f"run directory: {directory.path}"]:
         progress.say(line)
 
 

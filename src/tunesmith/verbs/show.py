@@ -26,9 +26,9 @@ def decision_lines(decisions: Iterable[Decision]) -> list[str]:
     return lines
 
 
-def rejected_lines(data: PreparedData) -> list[str]:
-    """How many rows were left out, and why; and how many of those that stay stand twice."""
-    lines = [f"{data.num_duplicates:,} training rows stand more than once"] if data.num_duplicates else []
+def row_lines(data: PreparedData) -> list[str]:
+    """How many rows were left out, and why; and how many of those that stay repeat another."""
+    lines = [f"{data.num_duplicates:,} training rows repeat an earlier one"] if data.num_duplicates else []
     lines += [f"left out as the spec says: {count:,} ({reason})" for reason, count in data.findings.num_left_out.items()]
     if data.findings.num_rejected:
         lines.append(f"rows left out, listed in rejected.jsonl: {data.findings.tally()}")

@@ -6,7 +6,7 @@ from typing import Any
 from tunesmith.data.findings import Findings
 from tunesmith.errors import Problem
 from tunesmith.registry import Decision
-from tunesmith.verbs.show import confusion_lines, decision_lines, metric_lines, prediction_lines, quantile_line, rejected_lines
+from tunesmith.verbs.show import confusion_lines, decision_lines, metric_lines, prediction_lines, quantile_line, row_lines
 
 RESULT: dict[str, Any] = {
     "num_rows": 1234,
@@ -51,10 +51,13 @@ def test_the_confusion_matrix_is_aligned_and_only_for_few_classes() -> None:
 
 def test_what_was_left_out_is_said() -> None:
     findings = Findings(skip=True)
-    assert rejected_lines(SimpleNamespace(findings=findings)) == []
+    assert row_lines(SimpleNamespace(findings=findings, num_duplicates=0)) == []
     for code in ("data.empty_text", "data.empty_text", "data.leak"):
         findings.add(Problem(code, "a row that is left out"))
-    assert rejected_lines(SimpleNamespace(findings=findings)) == ["rows left out, listed in rejected.jsonl: 2 data.empty_text, 1 data.leak"]
+    assert row_lines(SimpleNamespace(findings=findings, num_duplicates=0)) == [
+        "rows left out, listed in rejected.jsonl: 2 data.empty_text, 1 data.leak"
+    ]
+    assert row_lines(SimpleNamespace(findings=Findings(), num_duplicates=7)) == ["7 training rows repeat an earlier one"]
 
 
 def test_quantiles_of_lengths() -> None:
