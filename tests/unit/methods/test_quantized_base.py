@@ -133,7 +133,7 @@ def test_a_checkpoint_that_is_quantised_already_is_trained_as_it_is(language_mod
 @pytest.mark.parametrize(
     ("method", "settings", "fix"),
     [(FULL, {}, "method: qlora"), (LORA, {}, "method: qlora"), (QLORA, {"bits": 8}, "method.bits=4"), (QLORA, {"quant_type": "fp4"}, "method.quant_type=nf4")],
-    ids=str,
+    ids=lambda value: getattr(value, "name", None) or str(value),
 )  # fmt: skip
 def test_a_quantised_checkpoint_is_refused_with_what_would_do(
     method: Any, settings: dict[str, Any], fix: str, language_model: Save, tmp_path: Path
