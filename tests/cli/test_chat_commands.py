@@ -396,3 +396,14 @@ def test_a_metric_whose_package_is_missing_names_the_extra(lora: Path, monkeypat
     assert problem["code"] == "usage.missing_extra"
     assert "rouge_score" in problem["problem"]
     assert problem["fix"] == "pip install 'tunesmith[eval]'"
+
+
+def test_settings_of_a_task_that_is_not_named_are_those_of_the_task_that_the_data_looks_like(tmp_path: Path) -> None:
+    from tunesmith.verbs.init import spec_of
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a day", "completion": "warm"}\n')
+    spec = spec_of(path, ["task.system=Be brief.", "task.generation.max_new_tokens=7"])
+    assert (spec.task.name, spec.model.name) == ("chat", "smollm2")
+    assert spec.task.system == "Be brief."
+    assert spec.task.generation.max_new_tokens == 7

@@ -31,24 +31,20 @@ def spec_of(source: str | Path | Mapping[str, Any] | RunSpec, overrides: Iterabl
     read = _data_source(str(source)) if isinstance(source, (str, Path)) and not is_spec_file(source) else read_source(_with_files(source))
     for override in overrides:
         apply_override(read, override)
-    guessed, named_model = "task" not in read.values, "model" in read.values
-    _fill_in(read, DEFAULT_TASK)
-    spec = validate(read)
-    task = guess_task(spec.data) if guessed else DEFAULT_TASK
-    if task == DEFAULT_TASK:
-        return spec
-    read.values["task"] = task
-    if not named_model:
-        read.values["model"] = TASKS.get(task).default_model
+    _fill_in(read, guess_task(read))
     return validate(read)
 
 
-def guess_task(data: DataSpec) -> str:
-    """The first task that the data looks like."""
+def guess_task(read: Source) -> str:
+    """The task that a spec which names none is for: the first that its data looks like."""
+    task = read.values.get("task", {})
+    if "data" not in read.values or not isinstance(task, dict) or "name" in task:
+        return DEFAULT_TASK
+    only_data = Source({"data": read.values["data"], "task": DEFAULT_TASK, "model": "minilm", "method": "full"}, read.name, read.folder)
     try:
-        opened = open_sources(data)
-        return next((task.name for task in TASKS if task.recognise(opened)), DEFAULT_TASK)
-    except InputError:  # is said in full when the rows are read
+        opened = open_sources(validate(only_data).data)
+        return next((record.name for record in TASKS if record.recognise(opened)), DEFAULT_TASK)
+    except InputError:  # is said in full when the spec is validated, or the rows are read
         return DEFAULT_TASK
 
 
