@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 
 import tunesmith
 from tunesmith.models.catalog import CATALOG, is_installed
+from tunesmith.pipeline import resume
 
 pytestmark = pytest.mark.slow
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "brown", "grey")
 SETTINGS = [
-    "data.validation=10%", "train.precision=fp32", "train.batch_size=8", "train.max_steps=6", "train.save_steps=2", "train.eval_steps=none",
+    "data.validation=10%", "train.precision=fp32", "train.batch_size=8", "train.max_steps=4", "train.save_steps=2", "train.eval_steps=none",
     "train.load_best_model_at_end=false", "train.save_total_limit=none", "method.rank=8", "task.system=Be brief.",
 ]  # fmt: skip
 
@@ -56,7 +57,7 @@ def test_killed_and_resumed_gives_the_same_adapters(method: str, conversations: 
         os.sched_yield()
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    resumed = tunesmith.resume(tmp_path / "killed", quiet=True)
+    resumed = resume(tmp_path / "killed", quiet=True)
     expected, found = adapters(straight.path), adapters(resumed.path)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
