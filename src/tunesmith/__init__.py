@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 
 _ADDRESSES = {
     "train": "tunesmith.pipeline",
+    "resume": "tunesmith.pipeline",
     "check": "tunesmith.verbs.check",
     "open_run": "tunesmith.verbs.run",
     "Run": "tunesmith.verbs.run",
@@ -25,7 +26,7 @@ __all__ = ["__version__", *_ADDRESSES]
 
 if TYPE_CHECKING:
     from tunesmith.errors import InputError, RunError, TunesmithError
-    from tunesmith.pipeline import train
+    from tunesmith.pipeline import resume, train
     from tunesmith.registry import Decision, Method, Role, Task, register_method, register_task
     from tunesmith.spec import RunSpec
     from tunesmith.strict import load_spec
