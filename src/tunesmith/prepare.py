@@ -198,6 +198,7 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     code = card_code(task.auto_model, method.merge is not None, bool(loaded.new_token_ids), method.quantization(spec.method))
     resolved = _decide_length(resolved, task, data.rows["train"], tokenizer, longest_input(tokenizer, loaded.model))
     encoded = {split: _encode(rows, task, resolved.spec, tokenizer, data, use_cache) for split, rows in data.rows.items()}
+    data.findings.close()
     data.findings.raise_if_any()
     resolved = resolved.decide(method.decide(resolved.spec.method, loaded.model))
     model = method.attach(resolved.spec.method, loaded, task.peft_task_type)

@@ -15,16 +15,14 @@ import transformers
 import tunesmith
 from tiny_conversations import MAX_TOKENS, chat_tokenizer, save_chat_model, write_conversations, write_prose
 from tiny_models import save_tiny, tiny_decoder, write_jsonl
+from trajectories import Losses, PlainTrainer, Trajectory, by_tunesmith
 from tunesmith.data.collate import IGNORED
-from tunesmith.data.plan import BatchPlan
-from tunesmith.engines.trainer import fit
 from tunesmith.pipeline import build_job
 from tunesmith.prepare import Prepared, prepare
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.verbs.init import spec_of
 
 NUM_STEPS = 20
-Trajectory = tuple[list[float], dict[str, torch.Tensor]]
 SETTINGS = [
     "data.validation=none", "train.precision=fp32", "train.learning_rate=1e-2", "train.batch_size=8", "train.weight_decay=0.01",
     "train.warmup_steps=3", f"train.max_steps={NUM_STEPS}",
@@ -50,48 +48,8 @@ def prepared(chat_model: Path, tmp_path: Path) -> Callable[..., Prepared]:
     return prepare_run
 
 
-class _Losses(transformers.TrainerCallback):
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.values.append(logs["loss"])
-
-
-def _tunesmith(prepared: Prepared, folder: Path) -> Trajectory:
-    job = build_job(prepared, RunDirectory.create(folder, "x"))
-    job.arguments.logging_steps = 1
-    losses = _Losses()
-    job.callbacks.append(losses)
-    fit(job)
-    return losses.values, {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
-
-
-class _InPlannedOrder(torch.utils.data.Sampler[int]):
-    def __init__(self, plan: BatchPlan) -> None:
-        self.plan, self.epoch = plan, 0
-
-    def __len__(self) -> int:
-        return len(self.plan.lengths)
-
-    def __iter__(self) -> Any:
-        order = self.plan.order(self.epoch)
-        self.epoch += 1
-        return iter(order.tolist())
-
-
-class _PlainTrainer(transformers.Trainer):
-    """Trainer as anyone would write it; only the order of rows is given."""
-
-    plan: BatchPlan
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return _InPlannedOrder(self.plan)
-
-
 def _plain(prepared: Prepared, folder: Path) -> Trajectory:
-    losses, train = _Losses(), prepared.spec.train
+    losses, train = Losses(), prepared.spec.train
     rows = [(row["input_ids"], row["labels"]) for row in prepared.encoded["train"].dataset]
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=NUM_STEPS, per_device_train_batch_size=prepared.plan.rows_per_step,
@@ -109,7 +67,7 @@ def _plain(prepared: Prepared, folder: Path) -> Trajectory:
         mask = [[1] * len(row) for row in ids]
         return {"input_ids": padded(ids, 0), "attention_mask": padded(mask, 0), "labels": padded(labels, IGNORED)}
 
-    trainer = _PlainTrainer(prepared.model, arguments, train_dataset=list(range(len(rows))), data_collator=collate, callbacks=[losses])
+    trainer = PlainTrainer(prepared.model, arguments, train_dataset=list(range(len(rows))), data_collator=collate, callbacks=[losses])
     trainer.plan = prepared.plan
     assert trainer.model_accepts_loss_kwargs, "its loss should be the mean over the tokens of the step"
     trainer.train()
@@ -138,7 +96,7 @@ def _assert_same(ours: Trajectory, theirs: Trajectory, steps: int = NUM_STEPS) -
 def test_twenty_steps_equal_plain_trainer(overrides: list[str], prepared: Callable[..., Prepared], tmp_path: Path) -> None:
     first = prepared(*overrides)
     assert max(len(step) for step in first.plan.batches(0)) > 2, "steps should be cut for this to say anything"
-    ours = _tunesmith(first, tmp_path / "ours")
+    ours = by_tunesmith(first, tmp_path / "ours")
     theirs = _plain(prepared(*overrides), tmp_path / "theirs")
     _assert_same(ours, theirs)
     assert np.mean(ours[0][-3:]) < np.mean(ours[0][:3])
@@ -159,7 +117,7 @@ def test_how_a_step_is_computed_changes_nothing(
     trajectories = []
     for number, overrides in enumerate((one, other)):
         run = prepared("task=chat", "train.max_steps=10", *overrides)
-        trajectories.append(_tunesmith(run, tmp_path / str(number)))
+        trajectories.append(by_tunesmith(run, tmp_path / str(number)))
     _assert_same(*trajectories, steps=10)
 
 
@@ -246,7 +204,7 @@ def test_an_end_of_text_that_is_also_the_padding_is_trained(prepared: Callable[.
 def test_a_last_block_of_one_token_does_no_harm(prepared: Callable[..., Prepared], tmp_path: Path) -> None:
     run = prepared(*PROSE, "train.batch_size=1", "train.max_steps=none", "train.epochs=1")
     assert run.encoded["train"].lengths.min() == 1
-    losses, weights = _tunesmith(run, tmp_path / "run")
+    losses, weights = by_tunesmith(run, tmp_path / "run")
     assert losses.count(0.0) == 1
     assert np.isfinite(losses).all()
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +10,9 @@ import torch
 import transformers
 
 from tiny_models import write_jsonl
+from trajectories import Losses, PlainTrainer, Trajectory, by_tunesmith
 from tunesmith.data.collate import collate_rows
-from tunesmith.engines.trainer import fit
-from tunesmith.pipeline import build_job
 from tunesmith.prepare import Prepared, prepare
-from tunesmith.runs.directory import RunDirectory
 from tunesmith.verbs.init import spec_of
 
 NUM_STEPS = 20
@@ -43,48 +40,8 @@ def _prepare(model: Path, tmp_path: Path, *overrides: str) -> Prepared:
     return prepare(spec_of(str(data), [f"model={model}", *settings, "train.weight_decay=0.01", "train.warmup_steps=3", *overrides]))
 
 
-class _Losses(transformers.TrainerCallback):
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.values.append(logs["loss"])
-
-
-def _tunesmith(prepared: Prepared, folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    job = build_job(prepared, RunDirectory.create(folder, "x"))
-    job.arguments.logging_steps = 1
-    losses = _Losses()
-    job.callbacks.append(losses)
-    fit(job)
-    return losses.values, {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
-
-
-class _InPlannedOrder(torch.utils.data.Sampler[int]):
-    def __init__(self, prepared: Prepared) -> None:
-        self.plan, self.epoch = prepared.plan, 0
-
-    def __len__(self) -> int:
-        return len(self.plan.lengths)
-
-    def __iter__(self) -> Any:
-        order = self.plan.order(self.epoch)
-        self.epoch += 1
-        return iter(order.tolist())
-
-
-class _PlainTrainer(transformers.Trainer):
-    """Trainer as anyone would write it, with one padded batch a step; only the order of rows is given."""
-
-    prepared: Prepared
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return _InPlannedOrder(self.prepared)
-
-
-def _plain(prepared: Prepared, folder: Path, accumulation: int = 1) -> tuple[list[float], dict[str, torch.Tensor]]:
-    losses, encoded, train = _Losses(), prepared.encoded["train"], prepared.spec.train
+def _plain(prepared: Prepared, folder: Path, accumulation: int = 1) -> Trajectory:
+    losses, encoded, train = Losses(), prepared.encoded["train"], prepared.spec.train
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=NUM_STEPS, per_device_train_batch_size=train.batch_size, gradient_accumulation_steps=accumulation,
         learning_rate=float(train.learning_rate), weight_decay=train.weight_decay, warmup_steps=int(train.warmup_steps), seed=train.seed,
@@ -94,15 +51,15 @@ def _plain(prepared: Prepared, folder: Path, accumulation: int = 1) -> tuple[lis
     def collate(indices: list[int]) -> dict[str, torch.Tensor]:
         return collate_rows(encoded, np.asarray(indices), prepared.task, prepared.spec.task, int(prepared.tokenizer.pad_token_id))
 
-    trainer = _PlainTrainer(prepared.model, arguments, train_dataset=list(range(len(encoded))), data_collator=collate, callbacks=[losses])
-    trainer.prepared = prepared
+    trainer = PlainTrainer(prepared.model, arguments, train_dataset=list(range(len(encoded))), data_collator=collate, callbacks=[losses])
+    trainer.plan = prepared.plan
     # Left alone, it sums the mean losses of a classifier's batches: four times the gradient with four batches a step.
     trainer.loss_is_scaled_for_ga = False
     trainer.train()
     return losses.values, {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
 
 
-def _assert_same(ours: tuple[list[float], dict[str, torch.Tensor]], theirs: tuple[list[float], dict[str, torch.Tensor]]) -> None:
+def _assert_same(ours: Trajectory, theirs: Trajectory) -> None:
     # fp32 sums in another order differ in the seventh digit, and twenty steps of AdamW carry that on.
     assert len(ours[0]) == len(theirs[0]) == NUM_STEPS
     np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-4)
@@ -115,15 +72,15 @@ def test_twenty_steps_equal_plain_trainer(still_bert: Path, tmp_path: Path, meth
     settings = [f"method={method}", "train.max_tokens_per_micro_batch=48"] + (["method.dropout=0.0"] if method == "lora" else [])
     prepared = _prepare(still_bert, tmp_path, *settings)
     assert max(len(step) for step in prepared.plan.batches(0)) > 3, "steps should be cut for this to say anything"
-    ours = _tunesmith(prepared, tmp_path / "ours")
+    ours = by_tunesmith(prepared, tmp_path / "ours")
     theirs = _plain(_prepare(still_bert, tmp_path, *settings), tmp_path / "theirs")
     _assert_same(ours, theirs)
     assert ours[0][-1] < ours[0][0]
 
 
 def test_accumulated_equals_one_batch(still_bert: Path, tmp_path: Path) -> None:
-    accumulated = _tunesmith(_prepare(still_bert, tmp_path, "train.batch_size=4", "train.gradient_accumulation_steps=4"), tmp_path / "a")
-    whole = _tunesmith(_prepare(still_bert, tmp_path), tmp_path / "b")
+    accumulated = by_tunesmith(_prepare(still_bert, tmp_path, "train.batch_size=4", "train.gradient_accumulation_steps=4"), tmp_path / "a")
+    whole = by_tunesmith(_prepare(still_bert, tmp_path), tmp_path / "b")
     assert accumulated[0] == whole[0]
     for name, tensor in whole[1].items():
         assert torch.equal(accumulated[1][name], tensor), name
@@ -132,7 +89,7 @@ def test_accumulated_equals_one_batch(still_bert: Path, tmp_path: Path) -> None:
 def test_accumulation_equals_plain_trainers(still_bert: Path, tmp_path: Path) -> None:
     # 180 rows and 16 a step leave a last step of 4: one batch instead of four.
     settings = ["train.batch_size=4", "train.gradient_accumulation_steps=4"]
-    ours = _tunesmith(_prepare(still_bert, tmp_path, *settings), tmp_path / "ours")
+    ours = by_tunesmith(_prepare(still_bert, tmp_path, *settings), tmp_path / "ours")
     theirs = _plain(_prepare(still_bert, tmp_path, *settings), tmp_path / "theirs", accumulation=4)
     _assert_same(ours, theirs)
 
@@ -140,13 +97,13 @@ def test_accumulation_equals_plain_trainers(still_bert: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("weights", ["none", "auto"])
 def test_micro_batch_bound_changes_nothing(still_bert: Path, tmp_path: Path, weights: str) -> None:
     settings = [f"task.class_weights={weights}"]
-    small = _tunesmith(_prepare(still_bert, tmp_path, *settings, "train.max_tokens_per_micro_batch=16"), tmp_path / "a")
-    large = _tunesmith(_prepare(still_bert, tmp_path, *settings, "train.max_tokens_per_micro_batch=100000"), tmp_path / "b")
+    small = by_tunesmith(_prepare(still_bert, tmp_path, *settings, "train.max_tokens_per_micro_batch=16"), tmp_path / "a")
+    large = by_tunesmith(_prepare(still_bert, tmp_path, *settings, "train.max_tokens_per_micro_batch=100000"), tmp_path / "b")
     _assert_same(small, large)
 
 
 def test_same_spec_same_bits(tiny_bert: Path, tmp_path: Path) -> None:
-    first = _tunesmith(_prepare(tiny_bert, tmp_path), tmp_path / "a")
-    second = _tunesmith(_prepare(tiny_bert, tmp_path), tmp_path / "b")
+    first = by_tunesmith(_prepare(tiny_bert, tmp_path), tmp_path / "a")
+    second = by_tunesmith(_prepare(tiny_bert, tmp_path), tmp_path / "b")
     assert first[0] == second[0]
     assert all(torch.equal(second[1][name], tensor) for name, tensor in first[1].items())

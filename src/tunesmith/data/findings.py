@@ -25,6 +25,7 @@ class Findings:
         self._problems: dict[str, list[Problem]] = {}
         self._path = rejected
         self._file: TextIO | None = None
+        self._begun = False
 
     def add(self, problem: Problem, row: dict[str, Any] | None = None) -> None:
         """Notes a problem and, when rows are skipped, the row that has it."""
@@ -49,7 +50,9 @@ class Findings:
             return
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
+            # rows are rejected as they are read, and again as they are encoded
+            self._file = self._path.open("a" if self._begun else "w", encoding="utf-8")
+            self._begun = True
         self._file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
     @property

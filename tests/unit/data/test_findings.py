@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.findings import SHOWN_PER_CODE, Findings
+from tunesmith.data.findings import LEFT_OUT, SHOWN_PER_CODE, Findings
 from tunesmith.errors import InputError, Problem
 
 
@@ -60,3 +60,15 @@ def test_skipping_without_a_file_only_counts() -> None:
     findings.add(problem(1), {"text": ""})
     findings.close()
     assert findings.num_rejected == 1
+
+
+def test_rows_found_after_the_file_was_closed_are_added_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "rejected.jsonl"
+    path.write_text("of an earlier run\n")
+    findings = Findings(skip=True, rejected=path)
+    findings.add(Problem("data.empty_text", "the row has no text", "a.csv:1"), {"text": ""})
+    findings.close()
+    findings.add_fault((LEFT_OUT, "longer than max_length", "99 tokens", ""), "a.csv:2", {"text": "long"})
+    findings.close()
+    assert [json.loads(line)["where"] for line in path.read_text().splitlines()] == ["a.csv:1", "a.csv:2"]
+    assert findings.num_left_out == {"longer than max_length": 1}
