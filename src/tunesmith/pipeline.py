@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import InputError, RunError
 from tunesmith.prepare import Prepared, check_unchanged, prepare
+from tunesmith.registry import METHODS
 from tunesmith.resolve import total_steps
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.runs.environment import describe_environment, peak_memory_bytes
@@ -101,14 +102,16 @@ def run_job(job: Job, prepared: Prepared, directory: RunDirectory, progress: Pro
     from tunesmith.verbs.run import Run
 
     started = time.perf_counter()
-    outcome = _fit(job, directory, progress, checkpoint)
+    with prepared.accelerated():
+        outcome = _fit(job, directory, progress, checkpoint)
     if outcome.stopped_by is not None:
         raise RunError(
             "run.interrupted", f"{outcome.stopped_by} stopped the run after step {outcome.steps}; a checkpoint was saved",
             where=str(directory.path), fix=f"tunesmith resume {directory.path}",
         )  # fmt: skip
     save_and_prove(prepared, directory)
-    results = evaluate_splits(job, prepared, directory, progress)
+    with prepared.accelerated():
+        results = evaluate_splits(job, prepared, directory, progress)
     result = {
         "split": "test" if "test" in results else next(iter(results), None),
         **{split: values["metrics"] for split, values in results.items()},
@@ -128,12 +131,30 @@ def _fit(job: Job, directory: RunDirectory, progress: Progress, checkpoint: Path
     from tunesmith.engines.callbacks import ShowTraining
     from tunesmith.engines.trainer import fit
 
+    if METHODS.get(job.spec.method.name).engine == "closed_form":
+        return _solve(job, directory, progress)
     steps = total_steps(job.spec, len(job.train))
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     directory.add_event("start", steps=steps, done=done)
     with progress.activity("training", steps, done) as activity:
         job.callbacks.append(ShowTraining(activity, str(job.spec.train.metric_for_best_model), job.plan.rows_per_step))
         return fit(job, checkpoint)
+
+
+def _solve(job: Job, directory: RunDirectory, progress: Progress) -> Outcome:
+    """Fits in closed form, and says what was decided on the way."""
+    from tunesmith.engines.closed_form import fit, num_feature_rows
+    from tunesmith.verbs.show import decision_lines
+
+    directory.add_event("start", steps=0, done=0)
+    with progress.activity("features", num_feature_rows(job)) as activity:
+        job.advance_evaluation = activity.advance
+        outcome = fit(job)
+    decided = [vars(decision) for decision in outcome.decisions]
+    directory.write_json("decisions.json", [*directory.read_json("decisions.json"), *decided])
+    for line in decision_lines(outcome.decisions)[1:]:
+        progress.say(line.strip())
+    return outcome
 
 
 def save_and_prove(prepared: Prepared, directory: RunDirectory) -> None:

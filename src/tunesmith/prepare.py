@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from tunesmith.registry import METHODS, TASKS, Decision, Method, Task
 from tunesmith.resolve import Resolved, check_training, decide_block_length, decide_max_length, decide_training, rows_per_step, total_steps
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.spec import RunSpec
+from tunesmith.speed.choose import accelerated, choose
+from tunesmith.speed.facts import Facts
 from tunesmith.strict import naming_places
 
 if TYPE_CHECKING:
@@ -67,6 +70,8 @@ class Prepared:
     """Python that loads the model once it is saved."""
     encoded: dict[str, Encoded]
     plan: BatchPlan
+    accelerations: list[str]
+    """Names of what makes the model faster while it trains."""
 
     @property
     def spec(self) -> RunSpec:
@@ -77,6 +82,10 @@ class Prepared:
     def task(self) -> Task:
         """What is learnt."""
         return self.data.task
+
+    def accelerated(self) -> AbstractContextManager[None]:
+        """The model with its accelerations, while it lasts."""
+        return accelerated(speed_facts(self.model, self.spec, self.encoded["train"]), self.accelerations)
 
     @property
     def method(self) -> Method:
@@ -209,10 +218,26 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     train = resolved.spec.train
     if train.pack:
         _check_packing(model)
+    accelerations, decisions = choose(speed_facts(model, resolved.spec, encoded["train"]), resolved.spec.speed.off)
+    resolved = resolved.decide(decisions)
     plan = BatchPlan(
-        encoded["train"].lengths, rows_per_step(resolved.spec), int(train.max_tokens_per_micro_batch), train.seed, world_size, train.pack
+        encoded["train"].lengths,
+        rows_per_step(resolved.spec),
+        int(train.max_tokens_per_micro_batch),
+        train.seed,
+        world_size,
+        train.pack,
+        "end_to_end" in accelerations,
     )
-    return Prepared(data, resolved, files, tokenizer, model, code, encoded, plan)
+    return Prepared(data, resolved, files, tokenizer, model, code, encoded, plan, accelerations)
+
+
+def speed_facts(model: PreTrainedModel, spec: RunSpec, train: Encoded | None = None) -> Facts:
+    """What the choice of accelerations for a model of a resolved spec depends on; without training rows, for prediction."""
+    facts = Facts(model, spec.train.precision == "bf16", train is not None, spec.train.extra, float(spec.train.weight_decay))
+    if train is not None:
+        facts.token_ids = train.token_ids
+    return facts
 
 
 def _check_packing(model: PreTrainedModel) -> None:

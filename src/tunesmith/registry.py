@@ -1,7 +1,8 @@
-"""Tasks and methods are values: records of plain functions, found by name here.
+"""Tasks, methods and accelerations are values: records of plain functions, found by name here.
 
-A record is registered by tunesmith itself, by a package's entry point (`tunesmith.tasks`, `tunesmith.methods`), or by a plugin
-file that calls `register_task` or `register_method`. Records are imported when they are asked for, never before.
+A record is registered by tunesmith itself, by a package's entry point (`tunesmith.tasks`, `tunesmith.methods`,
+`tunesmith.accelerations`), or by a plugin file that calls `register_task`, `register_method` or `register_acceleration`. Records are
+imported when they are asked for, never before.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from tunesmith.errors import InputError, did_you_mean
 from tunesmith.spec import NamedSection
@@ -139,9 +140,23 @@ class Method:
     """(model after a backward pass) -> names of the parts that ought to be trained and have no gradient."""
     merge: Callable[[PreTrainedModel, Path], PreTrainedModel] | None = None
     """(base model loaded afresh, never quantised; folder of adapters) -> one model without adapters; None: nothing to merge."""
+    engine: Literal["trainer", "closed_form"] = "trainer"
+    """Which engine fits it: steps of an optimizer, or a solver for the linear layer whose weight requires a gradient."""
 
 
-RecordT = TypeVar("RecordT", Task, Method)
+@dataclass(frozen=True)
+class Acceleration:
+    """A way to compute the same in less time or memory, as functions; it changes a model instance, and is undone exactly."""
+
+    name: str
+    summary: str
+    why_not: Callable[[Any], str | None]
+    """(facts of the run, see speed.facts) -> why it cannot be had here, or None."""
+    apply: Callable[[Any], Callable[[], None]]
+    """(facts) -> a function that undoes it; raises `Unfit` when the model turns out not to be made for it."""
+
+
+RecordT = TypeVar("RecordT", Task, Method, Acceleration)
 
 
 class Registry(Generic[RecordT]):
@@ -208,6 +223,21 @@ METHODS: Registry[Method] = Registry(
         "freeze": "tunesmith.methods.freeze:FREEZE",
         "lora": "tunesmith.methods.lora:LORA",
         "qlora": "tunesmith.methods.lora:QLORA",
+        "linear_probe": "tunesmith.methods.linear_probe:LINEAR_PROBE",
+    },
+)
+ACCELERATIONS: Registry[Acceleration] = Registry(
+    "acceleration",
+    "tunesmith.accelerations",
+    {
+        "memory": "tunesmith.speed.memory:MEMORY",
+        "linear": "tunesmith.speed.linear:LINEAR",
+        "dropout": "tunesmith.speed.dropout:DROPOUT",
+        "norm": "tunesmith.speed.norm:NORM",
+        "activation": "tunesmith.speed.activation:ACTIVATION",
+        "rotary": "tunesmith.speed.rotary:ROTARY",
+        "embedding_rows": "tunesmith.speed.embedding_rows:EMBEDDING_ROWS",
+        "end_to_end": "tunesmith.speed.end_to_end:END_TO_END",
     },
 )
 
@@ -220,6 +250,11 @@ def register_task(task: Task) -> Task:
 def register_method(method: Method) -> Method:
     """Makes a method known by its name."""
     return METHODS.register(method)
+
+
+def register_acceleration(acceleration: Acceleration) -> Acceleration:
+    """Makes an acceleration known by its name."""
+    return ACCELERATIONS.register(acceleration)
 
 
 def load_plugin(path: str) -> None:

@@ -22,6 +22,10 @@ LOGS_PER_RUN = 50
 FEWEST_SPEEDUP = 1.2
 READ_AS_FOUND = ("data.format", "data.delimiter", "data.header", "data.quoting", "data.encoding")
 """Detected for each file anew, and recorded in data.json."""
+USED_IN_CLOSED_FORM = frozenset(("seed", "max_tokens_per_micro_batch", "precision", "label_smoothing_factor", "eval_batch_size"))
+"""Settings of the train section that say something where a solver takes the place of optimizer steps."""
+CLOSED_FORM: dict[str, Any] = {"learning_rate": 1.0, "logging_steps": 1, "save_steps": "none", "load_best_model_at_end": False}
+"""What the others become that are `auto`."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,12 @@ def decide_training(spec: RunSpec, num_rows: int, has_validation: bool) -> list[
         if getattr(train, field) == "auto":
             decisions.append(Decision(f"train.{field}", value, because))
 
-    take("learning_rate", method.learning_rate, f"the usual one of {method.name}")
     take("max_tokens_per_micro_batch", TOKENS_PER_MICRO_BATCH, "large enough for fast matrix products, small enough for memory")
     if train.precision == "auto":
         decisions.append(_decide_precision())
+    if method.engine == "closed_form":
+        return [*decisions, *_decide_closed_form(spec, has_validation)]
+    take("learning_rate", method.learning_rate, f"the usual one of {method.name}")
     steps = total_steps(spec, num_rows)
     if train.max_steps != "none" and "epochs" in train.model_fields_set:
         epochs = train.max_steps / steps_per_epoch(spec, num_rows)
@@ -124,6 +130,43 @@ def decide_training(spec: RunSpec, num_rows: int, has_validation: bool) -> list[
         f"the checkpoint with the best {metric} is kept" if can_choose else "it needs evaluation and checkpoints",
     )
     take("metric_for_best_model", metric, "the task's")
+    return decisions
+
+
+def _decide_closed_form(spec: RunSpec, has_validation: bool) -> list[Decision]:
+    """What `auto` becomes where a solver fits the head.
+
+    Raises InputError with all settings that the user gave and that only optimizer steps would heed.
+    """
+    train, l2 = spec.train, getattr(spec.method, "l2", None)
+    values: dict[str, Any] = {
+        **CLOSED_FORM,
+        "eval_steps": "epoch" if has_validation else "none",
+        "metric_for_best_model": next(iter(TASKS.get(spec.task.name).metrics(spec.task))),
+    }
+    defaults, given = TrainSpec(**values), train.model_fields_set
+    used = USED_IN_CLOSED_FORM | ({"metric_for_best_model"} if isinstance(l2, str) else set())
+    # A spec in which all is said is one that was resolved, as when a run is resumed: there a default is no wish.
+    is_resolved = given == set(TrainSpec.model_fields)
+    problems = []
+    for field in TrainSpec.model_fields:
+        value = getattr(train, field)
+        if field in given - used and value != "auto" and not (is_resolved and value == getattr(defaults, field)):
+            problem = f"{field} has no effect where the head is solved for: no optimizer step is taken"
+            problems.append(
+                Problem("spec.no_effect", problem, f"train.{field}", f"{field}={value}"[:100], "leave it out, or method: freeze")
+            )
+    if problems:
+        raise InputError.from_problems(problems)
+    reasons = {"metric_for_best_model": "the task's"}
+    decisions = [
+        Decision(f"train.{field}", value, reasons.get(field, "not used: the head is solved for"))
+        for field, value in values.items()
+        if getattr(train, field) == "auto"
+    ]
+    if l2 == "auto":
+        how, because = ("validation", "") if has_validation else ("cross_validation", "there is no validation set; ")
+        decisions.append(Decision("method.l2", how, f"{because}the best by train.metric_for_best_model is taken"))
     return decisions
 
 
@@ -163,6 +206,10 @@ def check_training(spec: RunSpec, has_validation: bool, num_steps: int) -> None:
             f"the run ends after {num_steps} steps, before it is evaluated",
             f"at most {num_steps}, or epoch",
         )
+    l2 = getattr(spec.method, "l2", None)
+    if l2 == "validation" and not has_validation:
+        fix = "give data.validation, or method.l2=cross_validation"
+        problems.append(Problem("spec.conflict", "there is no validation set to choose l2 on", "method.l2", "l2: validation", fix))
     if train.load_best_model_at_end and (problem := _best_model_problem(train)) is not None:
         refuse("spec.conflict", *problem)
     if train.early_stopping_patience != "none" and not train.load_best_model_at_end:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, create_model
 
 from tunesmith.errors import CODES
 from tunesmith.registry import METHODS, TASKS, Decision
-from tunesmith.spec import DataSpec, GenerationSpec, ModelSpec, RunSpec, TrainSpec
+from tunesmith.spec import DataSpec, GenerationSpec, ModelSpec, RunSpec, SpeedSpec, TrainSpec
 from tunesmith.spec_file import dump_values
 
 SHOWN_IN_INIT = {
@@ -94,7 +94,7 @@ def spec_reference() -> str:
         "(`method: {name: lora, rank: 8}`); `data` may be a path.",
         "",
     ]
-    lines += _table("data", DataSpec) + _table("model", ModelSpec) + _table("train", TrainSpec)
+    lines += _table("data", DataSpec) + _table("model", ModelSpec) + _table("train", TrainSpec) + _table("speed", SpeedSpec)
     for task in TASKS:
         lines += _table(f"task: {task.name}", task.spec)
     lines += _table("task.generation", GenerationSpec)

@@ -169,6 +169,13 @@ class TrainSpec(Section):
     """Any other field of the installed TrainingArguments."""
 
 
+class SpeedSpec(Section):
+    """How the same is computed in less time. Every acceleration that this machine and model allow is used."""
+
+    off: list[str] | Literal["all"] = Field(default_factory=list)
+    """Accelerations to do without: see `tunesmith accelerations`; `all` computes as transformers does."""
+
+
 class GenerationSpec(Section):
     """How a model writes; names and meanings are those of transformers' GenerationConfig."""
 
@@ -220,6 +227,8 @@ class RunSpec(Section):
     """Which weights are trained: see `tunesmith methods`."""
     train: TrainSpec = Field(default_factory=TrainSpec)
     """How it is trained."""
+    speed: SpeedSpec = Field(default_factory=SpeedSpec)
+    """What makes it fast."""
     _places: Places = PrivateAttr(default_factory=Places)
 
     def remember_places(self, places: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from tiny_models import save_tiny, write_jsonl
 from tunesmith.cli import main
 
-COMMANDS = ("init", "check", "train", "resume", "evaluate", "predict", "tasks", "methods", "models", "schema")
+COMMANDS = ("init", "check", "train", "resume", "evaluate", "predict", "tasks", "methods", "accelerations", "models", "schema")
 
 
 @pytest.fixture(scope="module")
@@ -200,12 +200,13 @@ def test_check_json_has_estimates(data: Path, tiny_bert: Path, capsys: pytest.Ca
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert _json(capsys, "tasks").keys() >= {"text_classification"}
     assert _json(capsys, "methods").keys() >= {"full", "lora"}
+    assert _json(capsys, "accelerations").keys() >= {"linear", "end_to_end"}
     assert _json(capsys, "models").keys() >= {"minilm", "bert", "modernbert"}
     assert main(["methods"]) == 0
     assert "low-rank" in capsys.readouterr().out
     assert main(["schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    assert schema["properties"].keys() == {"task", "model", "data", "method", "train"}
+    assert schema["properties"].keys() == {"task", "model", "data", "method", "train", "speed"}
 
 
 def test_pull_an_installed_model(capsys: pytest.CaptureFixture[str]) -> None:

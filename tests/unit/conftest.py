@@ -4,9 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.speed.native.library import library
+
+
+@pytest.fixture(scope="session")
+def compiled() -> None:
+    """The kernels, compiled into the user's cache, which outlives a test's own."""
+    library()
+
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own."""
     folder = tmp_path / "xdg-cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ENCODE_ROWS = 1000
+UNIQUE_ROWS = 10_000
 
 
 @dataclass
@@ -53,6 +54,14 @@ class Encoded:
     def place(self, index: int | np.integer[Any]) -> str:
         """`file:line` of an example."""
         return self.rows.place(self.row[index])
+
+    def token_ids(self) -> np.ndarray:
+        """The ids of all tokens, each once, ascending."""
+        used: np.ndarray = np.empty(0, np.int64)
+        for start in range(0, len(self), UNIQUE_ROWS):
+            rows = self.dataset[start : start + UNIQUE_ROWS]["input_ids"]
+            used = np.union1d(used, np.concatenate(rows))
+        return used.astype(np.int64)
 
     def sources(self, indices: Iterable[int | np.integer[Any]]) -> dict[str, list[Any]]:
         """The canonical rows of these examples, as columns."""

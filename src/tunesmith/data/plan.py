@@ -28,6 +28,8 @@ class BatchPlan:
     world_size: int = 1
     pack: bool = False
     """Whether the rows of a micro-batch lie end to end, so that nothing is padded."""
+    end_to_end: bool = False
+    """Whether the model lays the tokens of a padded micro-batch end to end, so that padding costs next to nothing."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -49,13 +51,13 @@ class BatchPlan:
 
     def cut(self, rows: np.ndarray) -> Step:
         """Rows sorted by length and cut where the micro-batch would exceed its tokens, or where padding would cost more than a pass."""
-        cut = fill if self.pack else cut_by_length
+        cut = fill if self.pack else cut_evenly if self.end_to_end else cut_by_length
         return [rows[part] for part in cut(self.lengths[rows], self.tokens_per_micro_batch)]
 
     def num_computed(self, part: np.ndarray) -> int:
         """Tokens that the model computes for a micro-batch, padding among them."""
         lengths = self.lengths[part]
-        return int(lengths.sum()) if self.pack else len(part) * int(lengths.max())
+        return int(lengths.sum()) if self.pack or self.end_to_end else len(part) * int(lengths.max())
 
 
 def cut_by_length(
@@ -87,6 +89,26 @@ def cut_by_length(
         parts.append(order[cut_at[end] : end])
         end = int(cut_at[end])
     return parts[::-1]
+
+
+def cut_evenly(lengths: np.ndarray | Sequence[int], tokens_per_batch: int) -> list[np.ndarray]:
+    """Indices into lengths, longest first, in the fewest batches of at most so many tokens (a single longer row stands alone), all of
+    about as many."""
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    left = int(lengths.sum())
+    parts: list[list[int]] = []
+    room = 0
+    for index in order:
+        length = int(lengths[index])
+        if not parts or room < length:
+            num_parts = max(-(-left // tokens_per_batch), 1)
+            parts.append([])
+            room = min(max(-(-left // num_parts) + length, length), max(tokens_per_batch, length))
+        parts[-1].append(int(index))
+        room -= length
+        left -= length
+    return [np.asarray(part) for part in parts]
 
 
 def fill(lengths: np.ndarray | Sequence[int], tokens_per_batch: int) -> list[np.ndarray]:

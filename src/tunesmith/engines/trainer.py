@@ -184,6 +184,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of every micro-batch of one step; returns the step's loss."""
+        self._note_new_weights()
         total = torch.zeros((), device=self.args.device)
         last = len(inputs["micro_batches"]) - 1
         for index, micro_batch in enumerate(inputs["micro_batches"]):
@@ -195,6 +196,10 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         if self.state.global_step == 0:
             self._refuse_idle(model)
         return total
+
+    def _note_new_weights(self) -> None:
+        """Marks the trained weights as changed, whatever optimizer did it: accelerations keep copies of them."""
+        torch.autograd.graph.increment_version([parameter for parameter in self.model.parameters() if parameter.requires_grad])
 
     def _refuse_idle(self, model: Any) -> None:
         idle = METHODS.get(self.job.spec.method.name).idle(self.accelerator.unwrap_model(model))
@@ -218,6 +223,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The task's metrics on the validation set."""
         assert self.job.validation is not None
+        self._note_new_weights()
         result = self.job.scorer.evaluate(self.job.validation, intervals=False, advance=self.job.advance_evaluation)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result["metrics"].items()}
         self.log(metrics)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from tunesmith.errors import InputError
+from tunesmith.models.blocks import find_blocks
 from tunesmith.registry import Decision, Method
 from tunesmith.spec import Auto, NamedSection
 
@@ -37,7 +38,7 @@ def decide(section: FreezeSpec, model: PreTrainedModel) -> list[Decision]:
 
     Raises InputError when there are fewer blocks, when nothing would be trained, or when a tied matrix is to be both.
     """
-    _, blocks = find_blocks(model)
+    _, blocks = blocks_of(model)
     if section.num_blocks > len(blocks):
         raise InputError(
             "method.no_target",
@@ -58,17 +59,18 @@ def decide(section: FreezeSpec, model: PreTrainedModel) -> list[Decision]:
     return [Decision("embeddings", "trained", "they are the head's matrix")] if section.train_head and not section.train_embeddings else []
 
 
-def find_blocks(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
-    """Name and list of the blocks: the list of modules that holds the most weights."""
-    import torch
+def blocks_of(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
+    """Name and list of the blocks.
 
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
-    if not lists:
+    Raises InputError when there are none.
+    """
+    found = find_blocks(model)
+    if found is None:
         fix = "method: full, or lora"
         raise InputError(
             "method.no_target", "the model has no list of blocks to freeze", where="method", found=type(model).__name__, fix=fix
         )
-    return max(lists, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
+    return found
 
 
 def attach(section: FreezeSpec, loaded: LoadedModel, peft_task_type: str) -> PreTrainedModel:
@@ -78,7 +80,7 @@ def attach(section: FreezeSpec, loaded: LoadedModel, peft_task_type: str) -> Pre
     """
     model = loaded.model
     parts = _parts(model)
-    _, blocks = find_blocks(model)
+    _, blocks = blocks_of(model)
     model.requires_grad_(False)
     trained = {*parts["after"], *(parts["head"] if section.train_head else ()), *(parts["embeddings"] if section.train_embeddings else ())}
     # A head that is tied to the embeddings is one parameter with two names.
@@ -112,7 +114,7 @@ def _parts(model: PreTrainedModel) -> dict[str, list[str]]:
     """
     import torch
 
-    blocks, _ = find_blocks(model)
+    blocks, _ = blocks_of(model)
     embeddings = {
         f"{name}.{inner}"
         for name, module in model.named_modules()

@@ -13,8 +13,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from tunesmith.data.collate import IGNORED
+from tunesmith.speed.native.library import library
+from tunesmith.speed.native.loss import token_loss
+from tunesmith.speed.products import product
 
 CHUNK_TOKENS = 1024
 """Positions whose logits exist at once."""
@@ -52,6 +56,7 @@ class Head:
         return self.softcap * torch.tanh(scaled / self.softcap) if self.softcap else scaled
 
 
+_CASTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _HEADS: WeakKeyDictionary[torch.nn.Module, Head | None] = WeakKeyDictionary()
 
 
@@ -143,29 +148,18 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, head: Head) -> Any:
         with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        cast = weight.detach().to(hidden.dtype)
+        cast = _cast(weight, hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         losses = torch.empty(len(targets), device=hidden.device)
         correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
         for start in range(0, len(targets), CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
-            wanted = targets[part]
-            logits = head.finish(F.linear(hidden[part], cast).float())
-            correct[part] = logits.argmax(-1) == wanted
-            log_sum = logits.logsumexp(-1)
-            losses[part] = log_sum - logits.gather(-1, wanted[:, None])[:, 0]
-            if not with_grad:
-                continue
-            grad = (logits - log_sum[:, None]).exp_()
-            grad[torch.arange(len(wanted), device=grad.device), wanted] -= 1
-            if head.softcap:
-                grad *= 1 - (logits / head.softcap) ** 2
-            grad = (grad * head.scale if head.scale != 1.0 else grad).to(hidden.dtype)
+            losses[part], correct[part], grad = _score_chunk(product(hidden[part], cast.t()), targets[part], head, with_grad)
             if grad_hidden is not None:
-                grad_hidden[part] = grad @ cast
+                grad_hidden[part] = product(grad, cast)
             if grad_weight is not None:
-                grad_weight += grad.t() @ hidden[part]
+                grad_weight += product(grad.t(), hidden[part])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses, correct)
@@ -180,3 +174,32 @@ class _HeadLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _score_chunk(raw: torch.Tensor, targets: torch.Tensor, head: Head, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses, whether each is right, and the gradient with respect to the head's output [tokens, vocabulary], which may be written over."""
+    if raw.device.type == "cpu" and library() is not None:
+        return *token_loss(raw, targets, head.scale, head.softcap, with_grad), raw
+    logits = head.finish(raw.float())
+    log_sum = logits.logsumexp(-1)
+    target = logits.gather(-1, targets[:, None])[:, 0]
+    losses, correct = log_sum - target, target >= logits.amax(-1)
+    if not with_grad:
+        return losses, correct, raw
+    grad = (logits - log_sum[:, None]).exp_()
+    grad[torch.arange(len(targets), device=grad.device), targets] -= 1
+    if head.softcap:
+        grad *= 1 - (logits / head.softcap) ** 2
+    return losses, correct, (grad * head.scale if head.scale != 1.0 else grad).to(raw.dtype)
+
+
+def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weight in another type; of a frozen one the copy is kept."""
+    if weight.dtype == dtype:
+        return weight.detach()
+    if weight.requires_grad:
+        return weight.detach().to(dtype)
+    known: tuple[int, torch.Tensor] | None = _CASTS.get(weight)  # type: ignore[no-untyped-call]
+    if known is None or known[0] != weight._version or known[1].dtype != dtype:
+        known = _CASTS[weight] = weight._version, weight.detach().to(dtype)
+    return known[1]

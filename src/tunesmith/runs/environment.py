@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -59,20 +60,30 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def bf16_speedup() -> float:
-    """How many times faster a matrix product of the size of a micro-batch is in bf16 than in fp32 on this machine.
+_MEASURED: dict[str, float] = {}
+"""What this process has measured or read."""
 
-    Measured once for each processor, number of threads and torch, and kept in the cache: the same spec decides the same tomorrow,
-    whatever else the machine is doing then.
+
+def measured(what: str, *key: Any, measure: Callable[[], float]) -> float:
+    """What `measure` finds on this machine, measured once for each processor, number of threads, torch and key, and kept in the cache.
+
+    So the same spec decides the same tomorrow, whatever else the machine is doing then.
     """
     import torch
 
-    def measure(folder: Path) -> None:
-        (folder / "speedup.json").write_text(json.dumps(_measure_bf16_speedup()))
+    def write(folder: Path) -> None:
+        (folder / "value.json").write_text(json.dumps(measure()))
 
-    key = key_of("bf16_speedup", _processor(), torch.get_num_threads(), torch.__version__)
-    folder, _ = cached_folder("measured", key, measure)
-    return float(json.loads((folder / "speedup.json").read_text()))
+    complete_key = key_of(what, _processor(), torch.get_num_threads(), torch.__version__, *key)
+    if complete_key not in _MEASURED:
+        folder, _ = cached_folder("measured", complete_key, write)
+        _MEASURED[complete_key] = float(json.loads((folder / "value.json").read_text()))
+    return _MEASURED[complete_key]
+
+
+def bf16_speedup() -> float:
+    """How many times faster a matrix product of the size of a micro-batch is in bf16 than in fp32 on this machine."""
+    return measured("bf16_speedup", measure=_measure_bf16_speedup)
 
 
 def _measure_bf16_speedup(rows: int = 512, inner: int = 384, outer: int = 1536, repeats: int = 20) -> float:

@@ -143,9 +143,9 @@ def estimate(prepared: Prepared, progress: Progress) -> dict[str, Any]:
         with progress.activity("timing steps", len(chosen) + 1) as activity:
             # The largest step first: it warms up what the others use.
             started = time.perf_counter()
-            seconds = time_steps(
-                build_job(prepared, directory), [(steps[index], drawn[index]) for index in [chosen[-1], *chosen]], activity.advance
-            )[1:]
+            timed = [(steps[index], drawn[index]) for index in [chosen[-1], *chosen]]
+            with prepared.accelerated():
+                seconds = time_steps(build_job(prepared, directory), timed, activity.advance)[1:]
             measured = time.perf_counter() - started
     slope, fixed = _fit_line(sizes[chosen], np.asarray(seconds))
     epochs = total_steps(spec, len(prepared.encoded["train"])) / len(steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +100,14 @@ class Run:
         """What was tuned on validation rows, such as thresholds."""
         return self.directory.read_json("model/thresholds.json") or {}
 
+    def _accelerated(self, model: Any) -> AbstractContextManager[None]:
+        """The model with what makes it faster, while it lasts."""
+        from tunesmith.prepare import speed_facts
+        from tunesmith.speed.choose import accelerated, choose
+
+        facts = speed_facts(model, self.spec)
+        return accelerated(facts, choose(facts, self.spec.speed.off)[0])
+
     def _scorer(self, model: Any = None) -> Scorer:
         return Scorer(model or self.model, self._task, self.spec.task, int(self.tokenizer.pad_token_id), self.spec.train)
 
@@ -157,7 +166,8 @@ class Run:
         # The thresholds of several labels were tuned on the validation rows: those measure themselves anew, as in training.
         tuned = {} if is_own and encoded.rows.split == "validation" else self._tuned
         with progress.activity(f"evaluating on {len(encoded):,} rows", len(encoded)) as activity:
-            result = self._scorer(model).evaluate(encoded, tuned, advance=activity.advance)
+            with self._accelerated(model):
+                result = self._scorer(model).evaluate(encoded, tuned, advance=activity.advance)
         section: Any = self.spec.task
         if self._task.prompt is None or not getattr(section, "num_generated", 0):
             return result
@@ -278,10 +288,11 @@ class Run:
         assert task.outputs is not None
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as work:
             encoded = self.encode(rows, Path(work))
-            for indices, outputs, _ in self._scorer().outputs(encoded, advance):
-                texts = rows.dataset[[int(index) for index in indices]]
-                for offset, result in enumerate(task.outputs(self.spec.task, outputs, self._tuned)):
-                    yield int(indices[offset]), {**{name: texts[name][offset] for name in names}, **result}
+            with self._accelerated(self.model):
+                for indices, outputs, _ in self._scorer().outputs(encoded, advance):
+                    texts = rows.dataset[[int(index) for index in indices]]
+                    for offset, result in enumerate(task.outputs(self.spec.task, outputs, self._tuned)):
+                        yield int(indices[offset]), {**{name: texts[name][offset] for name in names}, **result}
 
 
 def in_order(numbered: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from method_models import disturb, load, logits, resolved
 
 import tiny_models
 from tunesmith.errors import InputError
-from tunesmith.methods.freeze import FREEZE, FreezeSpec, find_blocks
+from tunesmith.methods.freeze import FREEZE, FreezeSpec, blocks_of
 from tunesmith.models.load import LoadedModel, load_model, load_trained
 from tunesmith.tasks.text_classification import TEXT_CLASSIFICATION, TextClassificationSpec
 
@@ -32,7 +32,7 @@ def freeze(loaded: LoadedModel, task_type: str = "CAUSAL_LM", **settings: Any) -
 @pytest.mark.parametrize("kind", [*tiny_models.ENCODERS, *tiny_models.DECODERS])
 def test_the_last_block_and_what_follows_are_trained_in_every_classifier(kind: str, tmp_path: Path) -> None:
     loaded = classifier(kind, tmp_path)
-    blocks, modules = find_blocks(loaded.model)
+    blocks, modules = blocks_of(loaded.model)
     assert len(modules) == (1 if kind == "albert" else 2)
     trained = freeze(loaded, num_blocks=1)
     last = f"{blocks}.{len(modules) - 1}."

@@ -1,0 +1,316 @@
+"""Linear layers that read the same input computed as one, with their adapters, from weights cast once a step.
+
+Layers with one input (query, key, value; gate, up) are found by watching a forward pass. Their weights are stacked, W [out, in];
+those of LoRA's A too, A [ranks, in], and s B stands beside W: y = [x, x A'] [W, s B]' is one product for base and adapters, and so is
+its gradient. The copies are in the type that products are computed in and made again when a weight has changed, as autocast does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tunesmith.registry import Acceleration
+from tunesmith.speed.facts import Facts, Unfit
+from tunesmith.speed.instances import compute_dtype, override
+from tunesmith.speed.kernels import draw_seed, seeded_dropout
+from tunesmith.speed.native.library import library
+from tunesmith.speed.products import product
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer and its adapter, if it has one."""
+
+    module: torch.nn.Module
+    """What the model calls: the layer, or PEFT's wrapper of it."""
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    lora_a: torch.Tensor | None = None
+    """[rank, in]"""
+    lora_b: torch.Tensor | None = None
+    """[out, rank]"""
+    scaling: float = 1.0
+    dropout: torch.nn.Module | None = None
+    """What drops elements of the adapter's input."""
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """All that it is computed from."""
+        return [parameter for parameter in (self.weight, self.bias, self.lora_a, self.lora_b) if parameter is not None]
+
+
+class Stack:
+    """Layers that read one input, and the matrices they are computed from."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self.layers = layers
+        self.parameters = [parameter for layer in layers for parameter in layer.parameters]
+        self.in_features = layers[0].weight.shape[1]
+        self.out_sizes = [layer.weight.shape[0] for layer in layers]
+        self.ranks = [0 if layer.lora_a is None else layer.lora_a.shape[0] for layer in layers]
+        self._made: dict[tuple[str, torch.dtype], tuple[list[tuple[int, int]], torch.Tensor]] = {}
+        self._input: torch.Tensor | None = None
+        self._outputs: dict[int, torch.Tensor] = {}
+
+    def forward(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
+        """What layer `number` makes of its input; the first to be asked computes all, the others find theirs."""
+        if self._input is not hidden or number not in self._outputs:
+            self._input, self._outputs = hidden, dict(enumerate(_Stacked.apply(hidden, self, *self.parameters)))  # type: ignore[no-untyped-call]
+        found = self._outputs.pop(number)
+        if not self._outputs:
+            self._input = None
+        return found
+
+    def seeds(self) -> list[int | None] | None:
+        """A seed for each layer whose adapter drops elements of its input now; None when none does."""
+        drops = [layer.dropout is not None and layer.dropout.training for layer in self.layers]
+        return [draw_seed() if drop else None for drop in drops] if any(drops) else None
+
+    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """[out, in + ranks]: the stacked weights, and s B beside each."""
+        bases = self._stacked("weight", dtype, [layer.weight for layer in self.layers], (sum(self.out_sizes), self._width))
+        if not any(self.ranks):
+            return bases
+        row, column = 0, self.in_features
+        for layer, size, rank in zip(self.layers, self.out_sizes, self.ranks, strict=True):
+            if layer.lora_b is not None:
+                bases[row : row + size, column : column + rank] = layer.lora_b.detach() * layer.scaling
+            row, column = row + size, column + rank
+        return bases
+
+    def lora_a(self, dtype: torch.dtype) -> torch.Tensor:
+        """[ranks, in]: the stacked A."""
+        parts = [layer.lora_a for layer in self.layers if layer.lora_a is not None]
+        return self._stacked("lora_a", dtype, parts, (sum(self.ranks), self.in_features))
+
+    def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """[out], or None where no layer has a bias."""
+        if all(layer.bias is None for layer in self.layers):
+            return None
+        pairs = zip(self.layers, self.out_sizes, strict=True)
+        parts = [layer.weight.new_zeros(size) if layer.bias is None else layer.bias for layer, size in pairs]
+        return self._stacked("bias", dtype, parts, (sum(self.out_sizes),))
+
+    @property
+    def _width(self) -> int:
+        return self.in_features + sum(self.ranks)
+
+    def _stacked(self, name: str, dtype: torch.dtype, parts: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
+        """The parts below each other in a matrix that is kept, and filled again when one of them has changed."""
+        state = [(part.data_ptr(), part._version) for part in parts]
+        known, matrix = self._made.get((name, dtype), ([], None))
+        if matrix is not None and known == state:
+            return matrix
+        with torch.inference_mode(False), torch.no_grad():
+            if matrix is None:
+                matrix = torch.zeros(shape, dtype=dtype)
+            row = 0
+            for part in parts:
+                place = matrix[row : row + len(part)]
+                (place[:, : self.in_features] if name == "weight" else place).copy_(part)
+                row += len(part)
+        self._made[name, dtype] = state, matrix
+        return matrix
+
+
+class _Stacked(torch.autograd.Function):
+    """y = [x, x A'] [W, s B]' + bias, one output for each layer."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, stack: Stack, *parameters: torch.Tensor) -> Any:
+        dtype, seeds = compute_dtype(hidden), stack.seeds()
+        with torch.autocast(hidden.device.type, enabled=False):
+            flat = hidden.reshape(-1, stack.in_features).to(dtype)
+            inner = None
+            inputs = flat
+            if any(stack.ranks):
+                inner = _inner(stack, flat, seeds)
+                inputs = torch.cat([flat, inner], 1)
+            outputs = product(inputs, stack.weight(dtype).t(), stack.bias(dtype))
+        ctx.save_for_backward(flat, inner)
+        ctx.stack, ctx.seeds, ctx.shape, ctx.hidden_dtype = stack, seeds, hidden.shape[:-1], hidden.dtype
+        return tuple(part.view(*hidden.shape[:-1], -1) for part in outputs.split_with_sizes(stack.out_sizes, 1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
+        (flat, inner), stack = ctx.saved_tensors, ctx.stack
+        dtype, width, ranks = flat.dtype, stack.in_features, any(stack.ranks)
+        parts = [
+            flat.new_zeros(len(flat), size) if grad is None else grad.reshape(-1, size).to(dtype)
+            for grad, size in zip(grads, stack.out_sizes, strict=True)
+        ]
+        grad = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        grad_hidden = grad_inner = None
+        if ctx.needs_input_grad[0]:
+            both = product(grad, stack.weight(dtype))
+            if ranks:
+                grad_inner = both[:, width:].contiguous()
+                both = _add_inner(stack, both[:, :width], grad_inner, ctx.seeds)
+            grad_hidden = both.reshape(*ctx.shape, width).to(ctx.hidden_dtype)
+        elif ranks:
+            grad_inner = grad @ stack.weight(dtype)[:, width:]
+        wanted = dict(zip(map(id, stack.parameters), ctx.needs_input_grad[2:], strict=True))
+        return grad_hidden, None, *_parameter_grads(stack, wanted, grad, flat, inner, grad_inner, ctx.seeds)
+
+
+def _inner(stack: Stack, flat: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
+    """What the adapters' A make of the input, each of its own mask of it: [tokens, ranks]."""
+    every = stack.lora_a(flat.dtype)
+    if seeds is None:
+        return flat @ every.t()
+    parts = zip(stack.layers, seeds, every.split_with_sizes(stack.ranks), strict=True)
+    return torch.cat([_drop(layer, flat, seed) @ lora_a.t() for layer, seed, lora_a in parts], 1)
+
+
+def _add_inner(stack: Stack, grad_hidden: torch.Tensor, grad_inner: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
+    """The gradient with respect to the input, with what comes through the adapters."""
+    every = stack.lora_a(grad_inner.dtype)
+    if seeds is None:
+        return grad_hidden.addmm_(grad_inner, every)
+    for layer, seed, grad, lora_a in zip(
+        stack.layers, seeds, grad_inner.split_with_sizes(stack.ranks, 1), every.split_with_sizes(stack.ranks), strict=True
+    ):
+        grad_hidden += _drop(layer, grad @ lora_a, seed)
+    return grad_hidden
+
+
+def _grad_of_a(stack: Stack, flat: torch.Tensor, grad_inner: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
+    """Of the stacked A, [ranks, in]."""
+    if seeds is None:
+        return grad_inner.t() @ flat
+    parts = zip(stack.layers, seeds, grad_inner.split_with_sizes(stack.ranks, 1), strict=True)
+    return torch.cat([grad.t() @ _drop(layer, flat, seed) for layer, seed, grad in parts])
+
+
+def _drop(layer: Layer, x: torch.Tensor, seed: int | None) -> torch.Tensor:
+    """The elements that the layer's dropout leaves; one seed, one mask."""
+    return x if seed is None else seeded_dropout(x, layer.dropout.p, seed)  # type: ignore[union-attr, arg-type]
+
+
+def _parameter_grads(
+    stack: Stack,
+    wanted: dict[int, bool],
+    grad: torch.Tensor,
+    flat: torch.Tensor,
+    inner: torch.Tensor | None,
+    grad_inner: torch.Tensor | None,
+    seeds: list[int | None] | None,
+) -> list[torch.Tensor | None]:
+    """Gradients of the stack's parameters, in their order; products are in the type of `grad`, as under autocast."""
+    needs_weight = any(wanted[id(layer.weight)] for layer in stack.layers)
+    of_weights = product(grad.t(), flat).split_with_sizes(stack.out_sizes) if needs_weight else ()
+    of_biases = grad.sum(0).split_with_sizes(stack.out_sizes) if any(layer.bias is not None for layer in stack.layers) else ()
+    of_b = grad.t() @ inner if inner is not None else None
+    of_a = None if grad_inner is None else _grad_of_a(stack, flat, grad_inner, seeds)
+    found: list[torch.Tensor | None] = []
+    row = column = 0
+    for number, (layer, size, rank) in enumerate(zip(stack.layers, stack.out_sizes, stack.ranks, strict=True)):
+        values: list[tuple[torch.Tensor, torch.Tensor | None]] = [(layer.weight, of_weights[number] if needs_weight else None)]
+        if layer.bias is not None:
+            values.append((layer.bias, of_biases[number]))
+        if layer.lora_a is not None and layer.lora_b is not None:
+            assert of_a is not None
+            assert of_b is not None
+            values.append((layer.lora_a, of_a[column : column + rank]))
+            values.append((layer.lora_b, of_b[row : row + size, column : column + rank] * layer.scaling))
+        found += [value.to(parameter.dtype) if wanted[id(parameter)] and value is not None else None for parameter, value in values]
+        row, column = row + size, column + rank
+    return found
+
+
+def why_not(facts: Facts) -> str | None:
+    """A model without blocks, or on another device."""
+    if facts.blocks is None:
+        return "the model has no list of blocks"
+    return None if facts.on_cpu else "measured on processors only"
+
+
+def apply(facts: Facts) -> Callable[[], None]:
+    """The linear layers of the blocks, in stacks."""
+    stacks = find_stacks(facts)
+    if not stacks:
+        raise Unfit("none of its linear layers share an input")
+    forwards = {layer.module: _forward(stack, number, layer.module) for stack in stacks for number, layer in enumerate(stack.layers)}
+    return override(forwards)
+
+
+def _forward(stack: Stack, number: int, module: Any) -> Callable[..., Any]:
+    plain = module.forward
+
+    def forward(x: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        if arguments or named or getattr(module, "disable_adapters", False):
+            return plain(x, *arguments, **named)
+        return stack.forward(number, x)
+
+    return forward
+
+
+def find_stacks(facts: Facts) -> list[Stack]:
+    """The linear layers of the blocks by the input that they read, as a forward pass shows it."""
+    assert facts.blocks is not None
+    layers: dict[Any, Layer] = {}
+    inside: set[Any] = set()
+    for module in facts.blocks[1].modules():
+        layer = None if module in inside else _layer(module)
+        if layer is not None:
+            layers[module] = layer
+        if layer is not None or hasattr(module, "base_layer"):  # an adapter of another kind is computed by PEFT
+            inside.update(module.modules())
+    seen: list[tuple[Any, torch.Tensor]] = []
+
+    def watch(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        seen.append((module, arguments[0]))
+
+    handles = [module.register_forward_pre_hook(watch) for module in layers]
+    try:
+        facts.outputs()
+    finally:
+        for handle in handles:
+            handle.remove()
+    stacks: list[list[Layer]] = []
+    known: set[Any] = set()
+    last: torch.Tensor | None = None
+    for module, hidden in seen:
+        if module in known:  # blocks that share their weights
+            last = None
+            continue
+        known.add(module)
+        layer = layers[module]
+        if hidden is last and all(layer.weight.dtype == other.weight.dtype for other in stacks[-1]):
+            stacks[-1].append(layer)
+        else:
+            stacks.append([layer])
+        last = hidden
+    return [Stack(layers) for layers in stacks if facts.bf16 or len(layers) > 1 or layers[0].lora_a is not None]
+
+
+def _layer(module: Any) -> Layer | None:
+    """A plain linear layer, or PEFT's wrapper of one with a single plain adapter; None for anything else."""
+    if type(module) is torch.nn.Linear:
+        return Layer(module, module.weight, module.bias)
+    base = getattr(module, "base_layer", None)
+    names = getattr(module, "active_adapters", [])
+    if type(base) is not torch.nn.Linear or len(names) != 1 or not hasattr(module, "lora_A") or module.merged:
+        return None
+    name = names[0]
+    if name not in module.lora_A or getattr(module, "lora_variant", {}):
+        return None
+    dropout = module.lora_dropout[name] if getattr(module.lora_dropout[name], "p", 0.0) > 0 else None
+    lora_a, lora_b = module.lora_A[name], module.lora_B[name]
+    if type(lora_a) is not torch.nn.Linear or type(lora_b) is not torch.nn.Linear or lora_b.bias is not None:
+        return None
+    if dropout is not None and (library() is None or type(dropout) is not torch.nn.Dropout):
+        return None
+    return Layer(module, base.weight, base.bias, lora_a.weight, lora_b.weight, float(module.scaling[name]), dropout)
+
+
+LINEAR = Acceleration(
+    name="linear",
+    summary="layers with one input are one product, with their adapters, from weights cast once a step",
+    why_not=why_not,
+    apply=apply,
+)

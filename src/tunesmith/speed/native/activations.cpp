@@ -1,0 +1,97 @@
+// GELU, its tanh approximation and SiLU: alone, and times a second input; backward from the inputs.
+#include "native.h"
+
+struct Slope {
+    float value, slope;
+};
+
+struct Gelu {
+    static INLINE float cdf(float x) {
+        const float tail = 0.5f * fast_erfc(std::fabs(x) * 0.70710678f);
+        return x < 0 ? tail : 1.0f - tail;
+    }
+    static INLINE float value(float x) { return x * cdf(x); }
+    static INLINE Slope both(float x) {
+        const float share = cdf(x);
+        return {x * share, share + x * 0.39894228f * fast_exp(-0.5f * x * x)};
+    }
+};
+
+// x (1 + tanh u) / 2 = x sigmoid(2 u)
+struct GeluTanh {
+    static INLINE float sigmoid(float x) { return fast_sigmoid(1.5957691f * x * (1.0f + 0.044715f * x * x)); }
+    static INLINE float value(float x) { return x * sigmoid(x); }
+    static INLINE Slope both(float x) {
+        const float s = sigmoid(x);
+        return {x * s, s + s * (1.0f - s) * 1.5957691f * x * (1.0f + 0.134145f * x * x)};
+    }
+};
+
+struct Silu {
+    static INLINE float value(float x) { return x * fast_sigmoid(x); }
+    static INLINE Slope both(float x) {
+        const float s = fast_sigmoid(x);
+        return {x * s, s + x * s * (1.0f - s)};
+    }
+};
+
+template <typename Act, typename T> static void forward(const T *x, T *y, int64_t count) {
+    parallel_for(count, 8192, [=](int64_t begin, int64_t end) {
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) y[i] = from_float<T>(Act::value(to_float(x[i])));
+    });
+}
+
+template <typename Act, typename T> static void backward(const T *x, const T *grad, T *grad_x, int64_t count) {
+    parallel_for(count, 8192, [=](int64_t begin, int64_t end) {
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) grad_x[i] = from_float<T>(to_float(grad[i]) * Act::both(to_float(x[i])).slope);
+    });
+}
+
+// y [rows, width] from gate and up, whose rows lie `stride` apart.
+template <typename Act, typename T> static void times(const T *gate, const T *up, T *y, int64_t rows, int64_t width, int64_t stride) {
+    parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            const T *g = gate + row * stride, *u = up + row * stride;
+            T *out = y + row * width;
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i) out[i] = from_float<T>(Act::value(to_float(g[i])) * to_float(u[i]));
+        }
+    });
+}
+
+template <typename Act, typename T>
+static void times_backward(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, int64_t rows, int64_t width,
+                           int64_t stride, int64_t grad_stride) {
+    parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            const T *g = gate + row * stride, *u = up + row * stride, *d = grad + row * width;
+            T *dg = grad_gate + row * grad_stride, *du = grad_up + row * grad_stride;
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i) {
+                const float slope = to_float(d[i]);
+                const Slope act = Act::both(to_float(g[i]));
+                dg[i] = from_float<T>(slope * to_float(u[i]) * act.slope);
+                du[i] = from_float<T>(slope * act.value);
+            }
+        }
+    });
+}
+
+#define ACTIVATION(NAME, ACT, T)                                                                                                    \
+    extern "C" void NAME(const T *x, T *y, int64_t count) { forward<ACT>(x, y, count); }                                            \
+    extern "C" void backward_##NAME(const T *x, const T *grad, T *grad_x, int64_t count) { backward<ACT>(x, grad, grad_x, count); } \
+    extern "C" void times_##NAME(const T *gate, const T *up, T *y, int64_t rows, int64_t width, int64_t stride) {                   \
+        times<ACT>(gate, up, y, rows, width, stride);                                                                               \
+    }                                                                                                                               \
+    extern "C" void times_backward_##NAME(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, int64_t rows,        \
+                                          int64_t width, int64_t stride, int64_t grad_stride) {                                     \
+        times_backward<ACT>(gate, up, grad, grad_gate, grad_up, rows, width, stride, grad_stride);                                  \
+    }
+ACTIVATION(gelu_fp32, Gelu, float)
+ACTIVATION(gelu_bf16, Gelu, bf16)
+ACTIVATION(gelu_tanh_fp32, GeluTanh, float)
+ACTIVATION(gelu_tanh_bf16, GeluTanh, bf16)
+ACTIVATION(silu_fp32, Silu, float)
+ACTIVATION(silu_bf16, Silu, bf16)

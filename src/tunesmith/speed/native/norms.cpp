@@ -1,0 +1,210 @@
+// LayerNorm (with the dropout and the residual that come before it) and RMSNorm, over the rows of [rows, width].
+#include <vector>
+
+#include "native.h"
+
+constexpr int64_t BLOCK_ROWS = 32;  // rows whose share of a weight's gradient is added in one go, whatever the threads
+
+// body(row, sums [2, width] of its block) over all rows; then the sums of all blocks, added in their order, in totals (null: not wanted).
+template <typename Body> static void with_sums(int64_t rows, int64_t width, float *const (&totals)[2], const Body &body) {
+    const int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    std::vector<float> sums(size_t(blocks * 2 * width), 0.0f);
+    float *const all = sums.data();
+    parallel_for(blocks, 8192 / (BLOCK_ROWS * std::max<int64_t>(width, 1)) + 1, [=, &body](int64_t begin, int64_t end) {
+        for (int64_t row = begin * BLOCK_ROWS; row < std::min(rows, end * BLOCK_ROWS); ++row)
+            body(row, all + row / BLOCK_ROWS * 2 * width);
+    });
+    for (int64_t which = 0; which < 2; ++which)
+        for (int64_t block = 0; block < blocks && totals[which]; ++block) {
+            const float *from = all + (2 * block + which) * width;
+            float *to = totals[which];
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i) to[i] = block ? to[i] + from[i] : from[i];
+        }
+}
+
+// ---- LayerNorm ----
+
+// Normalises a row of `sum`; `low` is a copy of y in bf16, for a product that wants one.
+template <typename T>
+static INLINE void normalise(const T *sum, const float *weight, const float *bias, T *y, bf16 *low, float *mean, float *rstd,
+                             int64_t width, float eps) {
+    float total = 0, squares = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < width; ++i) total += to_float(sum[i]);
+    const float m = total / float(width);
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < width; ++i) squares += (to_float(sum[i]) - m) * (to_float(sum[i]) - m);
+    const float r = 1.0f / std::sqrt(squares / float(width) + eps);
+    *mean = m;
+    *rstd = r;
+    if (low) {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) {
+            const float value = (to_float(sum[i]) - m) * r * weight[i] + bias[i];
+            y[i] = from_float<T>(value);
+            low[i] = from_float<bf16>(value);
+        }
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) y[i] = from_float<T>((to_float(sum[i]) - m) * r * weight[i] + bias[i]);
+    }
+}
+
+template <typename In, typename T>
+static void layer_norm(const In *x, const T *residual, const float *weight, const float *bias, T *sum, T *y, bf16 *low, float *mean,
+                       float *rstd, int64_t rows, int64_t width, float eps, const Dropout dropout) {
+    parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            const int64_t first = row * width;
+            const T *source = sum + first;
+            if (residual)
+                with_uniforms(dropout, first, width, [=](int64_t at, int64_t elements, const uint16_t *uniforms) {
+#pragma omp simd
+                    for (int64_t i = 0; i < elements; ++i) {
+                        const int64_t e = first + at + i;
+                        sum[e] = from_float<T>(to_float(residual[e]) + to_float(x[e]) * dropout.factor(uniforms[i]));
+                    }
+                });
+            else
+                source = reinterpret_cast<const T *>(x) + first;  // the caller's In is T
+            normalise(source, weight, bias, y + first, low ? low + first : nullptr, mean + row, rstd + row, width, eps);
+        }
+    });
+}
+
+// The gradients of one row: of the sum into `out`, of weight and bias into sums [2, width].
+template <typename T>
+static INLINE void normalise_backward(const T *sum, const float *weight, const T *grad, const bf16 *grad_low, T *out, float *sums,
+                                      float *row, int64_t width, float m, float r) {
+    float total = 0, along = 0;
+    float *const sums_bias = sums + width;
+    if (grad_low) {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) row[i] = to_float(grad[i]) + to_float(grad_low[i]);
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) row[i] = to_float(grad[i]);
+    }
+#pragma omp simd reduction(+ : total, along)
+    for (int64_t i = 0; i < width; ++i) {
+        const float normal = (to_float(sum[i]) - m) * r, slope = row[i] * weight[i];
+        sums[i] += row[i] * normal;
+        sums_bias[i] += row[i];
+        total += slope;
+        along += slope * normal;
+    }
+    const float mean_slope = total / float(width), mean_along = along / float(width);
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+        const float normal = (to_float(sum[i]) - m) * r;
+        out[i] = from_float<T>(r * (row[i] * weight[i] - mean_slope - normal * mean_along));
+    }
+}
+
+template <typename In, typename T>
+static void layer_norm_backward(const T *sum, const float *weight, const float *mean, const float *rstd, const T *grad,
+                                const bf16 *grad_low, T *grad_sum, In *grad_x, float *grad_weight, float *grad_bias, int64_t rows,
+                                int64_t width, const Dropout dropout) {
+    with_sums(rows, width, {grad_weight, grad_bias}, [=](int64_t row, float *sums) {
+        static thread_local std::vector<float> scratch;
+        scratch.resize(size_t(width));
+        const int64_t first = row * width;
+        normalise_backward(sum + first, weight, grad + first, grad_low ? grad_low + first : nullptr, grad_sum + first, sums,
+                           scratch.data(), width, mean[row], rstd[row]);
+        if (grad_x)
+            with_uniforms(dropout, first, width, [=](int64_t at, int64_t elements, const uint16_t *uniforms) {
+                const T *from = grad_sum + first + at;
+                In *to = grad_x + first + at;
+#pragma omp simd
+                for (int64_t i = 0; i < elements; ++i) to[i] = from_float<In>(to_float(from[i]) * dropout.factor(uniforms[i]));
+            });
+    });
+}
+
+#define LAYER_NORM(NAME, IN, T)                                                                                                   \
+    extern "C" void layer_norm_##NAME(const IN *x, const T *residual, const float *weight, const float *bias, T *sum, T *y,       \
+                                      bf16 *low, float *mean, float *rstd, int64_t rows, int64_t width, double eps, double p,     \
+                                      int64_t seed) {                                                                             \
+        layer_norm(x, residual, weight, bias, sum, y, low, mean, rstd, rows, width, float(eps), Dropout(p, seed));                \
+    }                                                                                                                             \
+    extern "C" void layer_norm_backward_##NAME(const T *sum, const float *weight, const float *mean, const float *rstd,           \
+                                               const T *grad, const bf16 *grad_low, T *grad_sum, IN *grad_x, float *grad_weight,  \
+                                               float *grad_bias, int64_t rows, int64_t width, double p, int64_t seed) {           \
+        layer_norm_backward(sum, weight, mean, rstd, grad, grad_low, grad_sum, grad_x, grad_weight, grad_bias, rows, width,       \
+                            Dropout(p, seed));                                                                                    \
+    }
+LAYER_NORM(fp32_fp32, float, float)
+LAYER_NORM(bf16_fp32, bf16, float)
+LAYER_NORM(bf16_bf16, bf16, bf16)
+
+// ---- RMSNorm ----
+
+// Llama rounds what is normalised to x's type before it multiplies by the weight; Gemma multiplies by (1 + weight) first.
+template <typename T, typename Out>
+static void rms_norm(const T *x, const float *weight, Out *y, float *rstd, int64_t rows, int64_t width, float eps, float offset) {
+    parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            const T *from = x + row * width;
+            Out *to = y + row * width;
+            float squares = 0;
+#pragma omp simd reduction(+ : squares)
+            for (int64_t i = 0; i < width; ++i) squares += to_float(from[i]) * to_float(from[i]);
+            const float r = 1.0f / std::sqrt(squares / float(width) + eps);
+            rstd[row] = r;
+            if (offset != 0) {
+#pragma omp simd
+                for (int64_t i = 0; i < width; ++i) to[i] = from_float<Out>(to_float(from[i]) * r * (offset + weight[i]));
+            } else {
+#pragma omp simd
+                for (int64_t i = 0; i < width; ++i) to[i] = from_float<Out>(rounded_to<T>(to_float(from[i]) * r) * weight[i]);
+            }
+        }
+    });
+}
+
+template <typename T, typename Out>
+static void rms_norm_backward(const T *x, const float *weight, const float *rstd, const Out *grad, T *grad_x, float *grad_weight,
+                              int64_t rows, int64_t width, float offset) {
+    const auto backward = [=](int64_t row, float *sums) {
+        const T *from = x + row * width;
+        const Out *slope = grad + row * width;
+        T *to = grad_x + row * width;
+        const float r = rstd[row];
+        float along = 0;
+        if (sums) {
+#pragma omp simd reduction(+ : along)
+            for (int64_t i = 0; i < width; ++i) {
+                const float normal = to_float(from[i]) * r;
+                sums[i] += to_float(slope[i]) * normal;
+                along += to_float(slope[i]) * (offset + weight[i]) * normal;
+            }
+        } else {
+#pragma omp simd reduction(+ : along)
+            for (int64_t i = 0; i < width; ++i) along += to_float(slope[i]) * (offset + weight[i]) * to_float(from[i]) * r;
+        }
+        const float mean_along = along / float(width);
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i)
+            to[i] = from_float<T>(r * (to_float(slope[i]) * (offset + weight[i]) - to_float(from[i]) * r * mean_along));
+    };
+    if (grad_weight)
+        with_sums(rows, width, {grad_weight, nullptr}, backward);
+    else
+        parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) backward(row, nullptr);
+        });
+}
+
+#define RMS_NORM(NAME, T, OUT)                                                                                                     \
+    extern "C" void rms_norm_##NAME(const T *x, const float *weight, OUT *y, float *rstd, int64_t rows, int64_t width, double eps, \
+                                    double offset) {                                                                               \
+        rms_norm(x, weight, y, rstd, rows, width, float(eps), float(offset));                                                      \
+    }                                                                                                                              \
+    extern "C" void rms_norm_backward_##NAME(const T *x, const float *weight, const float *rstd, const OUT *grad, T *grad_x,       \
+                                             float *grad_weight, int64_t rows, int64_t width, double offset) {                     \
+        rms_norm_backward(x, weight, rstd, grad, grad_x, grad_weight, rows, width, float(offset));                                 \
+    }
+RMS_NORM(fp32_fp32, float, float)
+RMS_NORM(bf16_fp32, bf16, float)
+RMS_NORM(bf16_bf16, bf16, bf16)

@@ -1,0 +1,59 @@
+"""Matrix products in as many parts as is fastest here.
+
+For some shapes oneDNN leaves all but one thread idle; the same product in two to four parts, each a range of the result's columns, then
+takes half the time. Each element is the sum that it was.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from tunesmith.runs.environment import measured
+
+PARTS = (1, 2, 3, 4)
+SHAPES = ((768, 1536, 384), (1152, 576, 960), (1152, 3072, 576), (1152, 576, 1536), (736, 384, 1536), (1536, 384, 736))
+"""(m, k, n) of products as models of a hundred million weights have them."""
+FEWEST_OPERATIONS = 1 << 26
+"""Products below it stay whole."""
+REPEATS = 15
+
+
+def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """left [m, k] @ right [k, n] + bias [n], of one type."""
+    large = left.shape[0] * left.shape[1] * right.shape[1] >= FEWEST_OPERATIONS
+    splits = large and left.dtype == torch.bfloat16 and left.device.type == "cpu"
+    return _in_parts(left, right, bias, num_parts() if splits else 1)
+
+
+def _in_parts(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, parts: int) -> torch.Tensor:
+    if parts == 1:
+        return left @ right if bias is None else torch.addmm(bias, left, right)
+    result = left.new_empty(left.shape[0], right.shape[1])
+    width = -(-right.shape[1] // parts // 16) * 16
+    for start in range(0, right.shape[1], width):
+        part = slice(start, start + width)
+        if bias is None:
+            torch.mm(left, right[:, part], out=result[:, part])
+        else:
+            torch.addmm(bias[part], left, right[:, part], out=result[:, part])
+    return result
+
+
+def num_parts() -> int:
+    """The number of parts that is fastest over all."""
+    return int(measured("product_parts", measure=_measure_parts))
+
+
+def _measure_parts() -> float:
+    pairs = [(torch.ones(m, k, dtype=torch.bfloat16), torch.ones(n, k, dtype=torch.bfloat16).t()) for m, k, n in SHAPES]
+    seconds: dict[tuple[int, int], list[float]] = {(parts, number): [] for parts in PARTS for number in range(len(SHAPES))}
+    for _ in range(REPEATS):
+        for (parts, number), times in seconds.items():
+            start = time.perf_counter()
+            _in_parts(*pairs[number], None, parts)
+            times.append(time.perf_counter() - start)
+    # Of the median: the same product takes one time or twice that, as its result happens to lie.
+    return float(min(PARTS, key=lambda parts: sum(statistics.median(seconds[parts, number]) for number in range(len(SHAPES)))))

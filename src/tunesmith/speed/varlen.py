@@ -1,0 +1,238 @@
+"""Attention within sequences that lie end to end, without a padded batch in memory.
+
+The compiled kernel computes each sequence by itself. Without it, or where it is measured to be slower, sequences are padded to a multiple
+of 32 and those of one length multiplied together by torch, a few megabytes of scores at a time. Neither keeps scores for the gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from tunesmith.data.cache import cached_folder, key_of
+from tunesmith.runs.environment import describe_environment
+from tunesmith.speed.native import attention as native
+from tunesmith.speed.native.attention import Shape
+from tunesmith.speed.native.library import library
+
+MEASURED_LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
+MAX_SCORE_BYTES = 2**26
+UNBOUNDED = 2**30
+"""More tokens than any sequence has."""
+
+
+def varlen_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    boundaries: torch.Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    dropout: float = 0.0,
+    seed: int = 0,
+    window: int | None = None,
+) -> torch.Tensor:
+    """softmax(scale q k^T) v within each sequence, [tokens, heads, d], of q [tokens, heads, d] and k, v [tokens, kv_heads, d].
+
+    fp32 or bf16, the last dimension contiguous; `boundaries` is int32 [num_sequences + 1], cumulative; `scale` is positive. `window` is
+    what transformers' masks take as `sliding_window`: token i sees j with i - j < window if causal, else with |i - j| <= window.
+    Which probabilities are dropped is a function of `seed`: give each layer and step its own.
+    """
+    assert int(boundaries[-1]) == len(q) == len(k) == len(v), (boundaries[-1], q.shape, k.shape, v.shape)
+    assert q.shape[1] % k.shape[1] == 0, (q.shape, k.shape)
+    assert scale > 0, scale
+    assert 0 <= dropout < 1, dropout
+    assert window is None or window >= causal, window
+    left = UNBOUNDED if window is None else window - causal
+    right = 0 if causal else left
+    output: torch.Tensor = _Attention.apply(q, k, v, Shape(boundaries.contiguous(), left, right, scale, dropout, seed))  # type: ignore[no-untyped-call]
+    return output
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape) -> torch.Tensor:
+        plan = _plan(tuple(shape.boundaries.tolist()), q.shape[2], q.dtype, library() is not None)
+        out = torch.empty(q.shape, dtype=q.dtype)
+        row_sums = torch.empty(*q.shape[:2], 2)
+        if len(plan.native):
+            native.forward(q, k, v, out, row_sums, shape, plan.native)
+        with torch.autocast("cpu", enabled=False):
+            for group in _chunks(plan, q, k, shape):
+                group.forward(q, k, v, out)
+        ctx.save_for_backward(q, k, v, out, row_sums)
+        ctx.plan, ctx.shape = plan, shape
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, row_sums = ctx.saved_tensors
+        grad = grad if grad.stride(2) == 1 else grad.contiguous()
+        grads = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (q, k, v)]
+        if len(ctx.plan.native):
+            native.backward([q, k, v, out], grad, row_sums, ctx.shape, ctx.plan.native, grads)
+        with torch.autocast("cpu", enabled=False):
+            for group in _chunks(ctx.plan, q, k, ctx.shape):
+                group.backward((q, k, v, out), grad, grads)
+        return *grads, None
+
+
+# ---- which sequences are computed by what ----
+
+
+@dataclass(frozen=True)
+class _Plan:
+    native: torch.Tensor
+    """int32: the sequences that the kernel computes, longest first so that threads finish together."""
+    grouped: list[tuple[int, list[tuple[int, int]]]]
+    """(padded length, (first token, length) of each sequence of this padded length)."""
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(boundaries: tuple[int, ...], d: int, dtype: torch.dtype, compiled: bool) -> _Plan:
+    by_kernel: list[int] = []
+    grouped: dict[int, list[tuple[int, int]]] = {}
+    for sequence in sorted(range(len(boundaries) - 1), key=lambda index: boundaries[index] - boundaries[index + 1]):
+        start, length = boundaries[sequence], boundaries[sequence + 1] - boundaries[sequence]
+        measured_length = next((limit for limit in MEASURED_LENGTHS if length <= limit), MEASURED_LENGTHS[-1])
+        if length and compiled and _native_speedup(d, dtype, measured_length) > 1:
+            by_kernel.append(sequence)
+        elif length:
+            grouped.setdefault(-(-length // 32) * 32, []).append((start, length))
+    return _Plan(torch.tensor(by_kernel, dtype=torch.int32), list(grouped.items()))
+
+
+@functools.cache
+def _native_speedup(d: int, dtype: torch.dtype, length: int) -> float:
+    """How many times faster the kernel is than groups, forward and backward, for sequences of about this length.
+
+    Measured once for each processor, number of threads and torch, and kept in the cache.
+    """
+
+    def measure(folder: Path) -> None:
+        (folder / "speedup.json").write_text(json.dumps(_measure_native_speedup(d, dtype, length)))
+
+    environment = describe_environment()
+    machine = (environment["processor"], environment["threads"], environment["versions"]["torch"])
+    folder, _ = cached_folder("measured", key_of("native_attention", *machine, d, str(dtype), length), measure)
+    return float(json.loads((folder / "speedup.json").read_text()))
+
+
+def _measure_native_speedup(d: int, dtype: torch.dtype, length: int, heads: int = 4, tokens: int = 1024, repeats: int = 3) -> float:
+    boundaries = list(range(0, tokens + 1, length))
+    shape = Shape(torch.tensor(boundaries, dtype=torch.int32), UNBOUNDED, UNBOUNDED, d**-0.5, 0.0, 0)
+    q, k, v, out, *grads = torch.zeros(7, tokens, heads, d, dtype=dtype)
+    row_sums = torch.empty(tokens, heads, 2)
+    sequences = torch.arange(len(boundaries) - 1, dtype=torch.int32)
+    plan = _Plan(sequences[:0], [(-(-length // 32) * 32, [(start, length) for start in boundaries[:-1]])])
+
+    def by_kernel() -> None:
+        native.forward(q, k, v, out, row_sums, shape, sequences)
+        native.backward([q, k, v, out], q, row_sums, shape, sequences, grads)
+
+    def by_groups() -> None:
+        for group in _chunks(plan, q, k, shape):
+            group.forward(q, k, v, out)
+            group.backward((q, k, v, out), q, grads)
+
+    times: dict[Any, list[float]] = {by_kernel: [], by_groups: []}
+    for run in (by_kernel, by_groups) * (1 + repeats):
+        start = time.perf_counter()
+        run()
+        times[run].append(time.perf_counter() - start)
+    return min(times[by_groups][1:]) / min(times[by_kernel][1:])
+
+
+# ---- groups of padded sequences, by torch ----
+
+
+def _chunks(plan: _Plan, q: torch.Tensor, k: torch.Tensor, shape: Shape) -> Iterator[_Group]:
+    """The padded groups of a plan, in parts whose fp32 scores fit in MAX_SCORE_BYTES (or are those of one sequence)."""
+    generator = torch.Generator().manual_seed(shape.seed)
+    for padded_length, sequences in plan.grouped:
+        size = max(1, MAX_SCORE_BYTES // (4 * q.shape[1] * padded_length**2))
+        for first in range(0, len(sequences), size):
+            yield _Group(sequences[first : first + size], padded_length, k.shape[1], shape, generator)
+
+
+class _Group:
+    """Sequences padded to one length. Matrices are [kv_heads * n, rows, columns]; the heads that share keys are more rows."""
+
+    def __init__(
+        self, sequences: list[tuple[int, int]], padded_length: int, kv_heads: int, shape: Shape, generator: torch.Generator
+    ) -> None:
+        starts, lengths = (torch.tensor(column) for column in zip(*sequences, strict=True))
+        place = torch.arange(padded_length)
+        self.is_token = place < lengths[:, None]
+        self.tokens = torch.where(self.is_token, starts[:, None] + place, starts[:, None]).view(-1)
+        distance = place[:, None] - place
+        self.hidden = ~(self.is_token[:, None] & (distance <= shape.left) & (-distance <= shape.right))
+        self.num_sequences, self.padded_length, self.kv_heads = len(sequences), padded_length, kv_heads
+        self.shape, self.generator = shape, generator
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        probabilities = self._softmax(self._padded(q), self._padded(k))
+        kept = self._kept(probabilities)
+        if kept is not None:
+            probabilities *= kept
+        self._write(torch.bmm(probabilities.to(v.dtype), self._padded(v)), out)
+
+    def backward(
+        self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], grad: torch.Tensor, grads: list[torch.Tensor]
+    ) -> None:
+        """Writes the gradients of q, k, v from `inputs` (q, k, v, out) and the gradient of out."""
+        q, k, v, out, upstream = (self._padded(tensor) for tensor in (*inputs, grad))
+        self._by_head(upstream).masked_fill_(~self.is_token[:, None, :, None], 0)
+        probabilities = self._softmax(q, k)
+        kept = self._kept(probabilities)
+        grad_scores = torch.bmm(upstream.float(), v.float().mT)
+        if kept is not None:
+            grad_scores *= kept
+        grad_scores -= (out.float() * upstream).sum(-1, keepdim=True)
+        grad_scores *= probabilities * self.shape.scale
+        if kept is not None:
+            probabilities *= kept
+        grad_scores = grad_scores.to(q.dtype)
+        self._write(torch.bmm(grad_scores, k), grads[0])
+        self._write(torch.bmm(grad_scores.mT, q), grads[1])
+        self._write(torch.bmm(probabilities.to(q.dtype).mT, upstream), grads[2])
+
+    def _by_head(self, padded: torch.Tensor) -> torch.Tensor:
+        """[kv_heads, n, heads that share keys, tokens, columns]."""
+        return padded.view(self.kv_heads, self.num_sequences, -1, self.padded_length, padded.shape[2])
+
+    def _padded(self, rows: torch.Tensor) -> torch.Tensor:
+        """[tokens, heads or kv_heads, d] as [kv_heads * n, rows, d], rows of padding filled with some token."""
+        d = rows.shape[2]
+        gathered = rows.transpose(0, 1).index_select(1, self.tokens).view(self.kv_heads, -1, self.num_sequences, self.padded_length, d)
+        return gathered.transpose(1, 2).reshape(self.kv_heads * self.num_sequences, -1, d)
+
+    def _write(self, padded: torch.Tensor, rows: torch.Tensor) -> None:
+        """The inverse of `_padded`, without the padding."""
+        by_token = self._by_head(padded).permute(1, 3, 0, 2, 4)
+        rows.index_copy_(0, self.tokens[self.is_token.view(-1)], by_token[self.is_token].reshape(-1, *rows.shape[1:]))
+
+    def _softmax(self, padded_q: torch.Tensor, padded_k: torch.Tensor) -> torch.Tensor:
+        """Probabilities, from fp32 products: in bf16, scores from 8 on come in steps of 1/16."""
+        scores = torch.bmm(padded_q.float(), padded_k.float().mT).mul_(self.shape.scale)
+        self._by_head(scores).masked_fill_(self.hidden[:, None], torch.finfo(torch.float32).min)
+        return torch.softmax(scores, -1)
+
+    def _kept(self, probabilities: torch.Tensor) -> torch.Tensor | None:
+        """What dropout multiplies with; drawn again in the gradient, where groups come in the same order."""
+        threshold = round(self.shape.dropout * 2**16)
+        if not threshold:
+            return None
+        words = torch.randint(-(2**63), 2**63 - 1, ((probabilities.numel() + 3) // 4,), generator=self.generator).view(torch.int16)
+        kept = words[: probabilities.numel()].view(probabilities.shape) >= threshold - 2**15
+        return kept.float().mul_(1 / (1 - self.shape.dropout))
