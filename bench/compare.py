@@ -106,7 +106,7 @@ def summarise(record: Result, settings: Result, limit: Result) -> Result:
     seconds = sum(times[first:])
     share = 1 - first / len(times)
     notes = record["notes"]
-    if record["trainable"] not in (0, settings["trainable"]):
+    if is_trained and record["trainable"] not in (0, settings["trainable"]):
         notes = [*notes, f"{record['trainable']:,} parameters trained, by tunesmith {settings['trainable']:,}"]
     timed_tokens = sum(tokens[first:]) if is_trained else all_tokens
     return {

@@ -73,7 +73,7 @@ def necessary_operations(shapes: Shapes, settings: dict[str, Any], rows: list[di
     if shapes.head is not None:
         trained = sum(label >= 0 for row in rows for label in row["labels"][1:])
         operations += passes * shapes.head[0] * shapes.head[1] * trained
-    return operations
+    return float(operations)
 
 
 def gemm_gflops(shapes: Shapes, tokens: int, with_weight_gradients: bool, backward: bool) -> float:

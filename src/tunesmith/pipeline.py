@@ -93,6 +93,7 @@ def build_job(prepared: Prepared, directory: RunDirectory) -> Job:
         encoded["train"],
         validation,
         arguments,
+        prepared.accelerations,
         [RecordRun(directory)],
     )
 

@@ -238,6 +238,7 @@ ACCELERATIONS: Registry[Acceleration] = Registry(
         "rotary": "tunesmith.speed.rotary:ROTARY",
         "embedding_rows": "tunesmith.speed.embedding_rows:EMBEDDING_ROWS",
         "end_to_end": "tunesmith.speed.end_to_end:END_TO_END",
+        "optimizer": "tunesmith.speed.optimizer:OPTIMIZER",
     },
 )
 

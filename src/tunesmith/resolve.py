@@ -24,7 +24,13 @@ READ_AS_FOUND = ("data.format", "data.delimiter", "data.header", "data.quoting",
 """Detected for each file anew, and recorded in data.json."""
 USED_IN_CLOSED_FORM = frozenset(("seed", "max_tokens_per_micro_batch", "precision", "label_smoothing_factor", "eval_batch_size"))
 """Settings of the train section that say something where a solver takes the place of optimizer steps."""
-CLOSED_FORM: dict[str, Any] = {"learning_rate": 1.0, "logging_steps": 1, "save_steps": "none", "load_best_model_at_end": False}
+CLOSED_FORM: dict[str, Any] = {
+    "learning_rate": 1.0,
+    "logging_steps": 1,
+    "save_steps": "none",
+    "load_best_model_at_end": False,
+    "metric_for_best_model": "loss",
+}
 """What the others become that are `auto`."""
 
 
@@ -139,11 +145,7 @@ def _decide_closed_form(spec: RunSpec, has_validation: bool) -> list[Decision]:
     Raises InputError with all settings that the user gave and that only optimizer steps would heed.
     """
     train, l2 = spec.train, getattr(spec.method, "l2", None)
-    values: dict[str, Any] = {
-        **CLOSED_FORM,
-        "eval_steps": "epoch" if has_validation else "none",
-        "metric_for_best_model": next(iter(TASKS.get(spec.task.name).metrics(spec.task))),
-    }
+    values = {**CLOSED_FORM, "eval_steps": "epoch" if has_validation else "none"}
     defaults, given = TrainSpec(**values), train.model_fields_set
     used = USED_IN_CLOSED_FORM | ({"metric_for_best_model"} if isinstance(l2, str) else set())
     # A spec in which all is said is one that was resolved, as when a run is resumed: there a default is no wish.
@@ -158,7 +160,7 @@ def _decide_closed_form(spec: RunSpec, has_validation: bool) -> list[Decision]:
             )
     if problems:
         raise InputError.from_problems(problems)
-    reasons = {"metric_for_best_model": "the task's"}
+    reasons = {"metric_for_best_model": "of few rows it says more than how many are right"} if isinstance(l2, str) else {}
     decisions = [
         Decision(f"train.{field}", value, reasons.get(field, "not used: the head is solved for"))
         for field, value in values.items()

@@ -14,7 +14,7 @@ ROOT = Path(tunesmith.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     **dict.fromkeys(("errors", "registry", "spec", "spec_file", "strict", "schema"), 0),
-    **dict.fromkeys(("data", "models", "runs", "metrics"), 1),
+    **dict.fromkeys(("data", "models", "native", "runs", "metrics"), 1),
     **dict.fromkeys(("tasks", "methods", "speed"), 2),
     **dict.fromkeys(("engines", "resolve"), 3),
     **dict.fromkeys(("pipeline", "prepare", "verbs"), 4),

@@ -52,13 +52,14 @@ def refused(spec: dict[str, Any], folder: Path) -> Any:
 
 
 def test_the_whole_way_with_its_proof(checkpoint: Path, tmp_path: Path) -> None:
-    run = train(spec_for(checkpoint, tmp_path), tmp_path)
+    run = train(spec_for(checkpoint, tmp_path, train={"metric_for_best_model": "accuracy"}), tmp_path)
     assert json.loads((run.path / "proof.json").read_text())["proven"]
     result = run.result
     assert (result["steps"], result["best_checkpoint"], result["split"]) == (0, None, "validation")
     assert {"fit_seconds", "train_seconds", "peak_memory_mb"} <= set(result)
     tried = [event for event in run.directory.events() if event["event"] == "evaluation"]
-    assert [event["l2"] for event in tried] == list(closed_form.L2_TRIED)
+    assert [event["l2"] for event in tried] == closed_form.penalties(120)[: len(tried)]
+    assert len(tried) > closed_form.PATIENCE
     decisions = json.loads((run.path / "decisions.json").read_text())
     [chosen] = [decision for decision in decisions if decision["field"] == "l2"]
     best = max(tried, key=lambda event: (event["eval_accuracy"], -event["eval_loss"]))
@@ -100,12 +101,11 @@ def test_only_the_head_is_changed_and_two_runs_give_the_same_bits(checkpoint: Pa
 @pytest.mark.usefixtures("in_process_proof")
 def test_without_a_validation_set_l2_is_chosen_on_folds(checkpoint: Path, tmp_path: Path) -> None:
     tiny_models.write_jsonl(tmp_path / "rows.jsonl", 60)
-    spec = spec_for(
-        checkpoint, tmp_path, data={"train": str(tmp_path / "rows.jsonl"), "validation": "none"}, train={"metric_for_best_model": "loss"}
-    )
+    spec = spec_for(checkpoint, tmp_path, data={"train": str(tmp_path / "rows.jsonl"), "validation": "none"})
     run = train(spec, tmp_path)
     decisions = {item["field"]: item for item in json.loads((run.path / "decisions.json").read_text())}
     assert decisions["method.l2"]["value"] == "cross_validation"
+    assert decisions["train.metric_for_best_model"]["value"] == "loss"
     assert "5 folds" in decisions["l2"]["because"]
     tried = [event for event in run.directory.events() if event["event"] == "evaluation"]
     assert min(tried, key=lambda event: event["eval_loss"])["l2"] == decisions["l2"]["value"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.speed.native.library import library
+from tunesmith.native.library import library
 
 
 @pytest.fixture(scope="session")

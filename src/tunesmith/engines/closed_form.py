@@ -6,6 +6,7 @@ penalty and curvature are diagonal: L-BFGS then converges in tens of iterations 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from tunesmith.engines.trainer import Job, Outcome
 from tunesmith.errors import InputError, RunError
 from tunesmith.registry import Decision
 
-L2_TRIED = tuple(float(value) for value in np.round(10.0 ** np.arange(5, -2.25, -0.5), 6))
-"""From the strongest penalty to the weakest; each starts from the one before."""
+NUM_PENALTIES = 15
+"""At most so many are tried, from about ten times the rows down, each half a power of ten below the one before."""
+PATIENCE = 3
+"""Weaker penalties that may fail to lower the loss before the rest, which fits the training rows alone, is left out."""
 NUM_FOLDS = 5
 MAX_ITERATIONS = 1000
 MAX_GRADIENT = 1e-6
@@ -93,13 +96,12 @@ def fit(job: Job) -> Fitted:
     features = compute_features(job, linear, job.train)
     best_metric, decisions = None, []
     if isinstance(method.l2, str):
-        l2, best_metric, because = _choose_l2(job, linear, features, targets, labels)
-        decisions.append(Decision("l2", l2, because))
+        head, best_metric, because = _choose(job, linear, features, targets, labels)
+        decisions.append(Decision("l2", head.l2, because))
     else:
-        l2 = method.l2
-    head = next(heads_of(features, targets, (l2,), intercept))
+        head = next(heads_of(features, targets, (method.l2,), intercept))
     train_loss = _loss(job, head.logits(features), labels, job.spec.train.label_smoothing_factor)
-    _log(job, {"l2": l2, "iterations": head.iterations, "largest_gradient": head.gradient, "loss": train_loss})
+    _log(job, {"l2": head.l2, "iterations": head.iterations, "largest_gradient": head.gradient, "loss": train_loss})
     if head.gradient > MAX_GRADIENT:
         because = f"the gradient still has {head.gradient:.1e} after {head.iterations:,} iterations; with a greater l2 it would converge"
         decisions.append(Decision("converged", False, because))
@@ -255,8 +257,8 @@ def _sigmoid_losses(logits: np.ndarray, targets: Targets) -> tuple[float, np.nda
     return float(loss.sum()), (targets.positive + targets.negative) * expit(logits) - targets.positive
 
 
-def _choose_l2(job: Job, linear: torch.nn.Linear, features: np.ndarray, targets: Targets, labels: torch.Tensor) -> tuple[float, float, str]:
-    """(penalty, metric, why): the best by `train.metric_for_best_model`, then by loss, on rows that it was not fitted to."""
+def _choose(job: Job, linear: torch.nn.Linear, features: np.ndarray, targets: Targets, labels: torch.Tensor) -> tuple[Head, float, str]:
+    """(head, metric, why): the penalty that is best by `train.metric_for_best_model`, then by loss, on rows it was not fitted to."""
     method: Any = job.spec.method
     if method.l2 == "validation":
         assert job.validation is not None
@@ -270,19 +272,31 @@ def _choose_l2(job: Job, linear: torch.nn.Linear, features: np.ndarray, targets:
         what = f"{len(parts)} folds of the training rows, identical texts kept together"
     metric = str(job.spec.train.metric_for_best_model)
     sign = 1 if {**job.task.metrics(job.spec.task), "loss": False}[metric] else -1
-    tried: list[tuple[float, float, float]] = []
-    paths = [heads_of(features[rows], targets[rows], L2_TRIED, linear.bias is not None) for rows, _ in parts]
+    intercept, l2s = linear.bias is not None, penalties(len(features))
+    paths = [heads_of(features[rows], targets[rows], l2s, intercept) for rows, _ in parts]
     logits = np.empty((len(held), linear.out_features))
+    tried: list[tuple[float, float, Head]] = []
     for heads in zip(*paths, strict=True):
         for head, (_, rows) in zip(heads, parts, strict=True):
             logits[rows] = head.logits(held[rows])
         scores = _scores(job, logits, held_labels)
-        tried.append((sign * scores[metric], -scores["loss"], heads[0].l2))
+        tried.append((scores[metric], scores["loss"], heads[0]))
         shown = {f"eval_{name}": scores[name] for name in dict.fromkeys((metric, "loss"))}
         _log(job, {"l2": heads[0].l2, "iterations": max(head.iterations for head in heads), **shown})
-    best, _, l2 = max(tried)
-    listed = ", ".join(f"{value:.4g}: {sign * score:.4f}" for score, _, value in tried)
-    return l2, sign * best, f"{metric} on {what}, by l2: {listed}"
+        losses = [loss for _, loss, _ in tried]
+        if len(losses) - 1 - int(np.argmin(losses)) >= PATIENCE:
+            break
+    best, _, head = max(tried, key=lambda item: (sign * item[0], -item[1]))
+    if len(parts) > 1:
+        head = next(heads_of(features, targets, (head.l2,), intercept))
+    listed = ", ".join(f"{head.l2:.4g}: {score:.4f}" for score, _, head in tried)
+    return head, best, f"{metric} on {what}, by l2: {listed}"
+
+
+def penalties(num_rows: int) -> list[float]:
+    """Those to try, from one so strong that next to nothing is learnt."""
+    strongest = math.ceil(2 * math.log10(10 * num_rows))
+    return [float(f"{10 ** ((strongest - step) / 2):.4g}") for step in range(NUM_PENALTIES)]
 
 
 def _folds(job: Job, labels: torch.Tensor) -> np.ndarray:

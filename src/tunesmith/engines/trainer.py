@@ -36,6 +36,7 @@ from tunesmith.engines.scoring import Scorer
 from tunesmith.errors import RunError
 from tunesmith.registry import METHODS, Task
 from tunesmith.spec import RunSpec
+from tunesmith.speed.optimizer import AdamW
 
 SHOWN_ROWS = 8
 
@@ -52,6 +53,8 @@ class Job:
     train: Encoded
     validation: Encoded | None
     arguments: TrainingArguments
+    accelerations: list[str] = field(default_factory=list)
+    """Names of those that the model is given while this job is fitted."""
     callbacks: list[TrainerCallback] = field(default_factory=list)
     advance_evaluation: Callable[[int], None] = lambda rows: None
 
@@ -169,6 +172,14 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         # The loss is the task's own, so the model need not know how many items a batch has.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Upstream's, with its groups of parameters; AdamW as the acceleration of that name has it."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if "optimizer" in self.job.accelerations and not isinstance(optimizer, AdamW):
+            self.optimizer = optimizer = adamw = AdamW(optimizer.param_groups)
+            self.accelerator.clip_grad_norm_ = lambda parameters, max_norm, norm_type=2: adamw.clip(parameters, max_norm)
+        return optimizer
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The task's loss of a micro-batch, over the weight of its step."""

@@ -16,9 +16,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tunesmith.data.collate import IGNORED
-from tunesmith.speed.native.library import library
-from tunesmith.speed.native.loss import token_loss
-from tunesmith.speed.products import product
+from tunesmith.native.library import library
+from tunesmith.native.loss import token_loss
+from tunesmith.native.matmul import product
 
 CHUNK_TOKENS = 1024
 """Positions whose logits exist at once."""
@@ -159,7 +159,7 @@ class _HeadLoss(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = product(grad, cast)
             if grad_weight is not None:
-                grad_weight += product(grad.t(), hidden[part])
+                grad_weight += product(grad.t(), hidden[part], out_dtype=torch.float32)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses, correct)

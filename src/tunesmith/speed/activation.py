@@ -9,10 +9,10 @@ import torch
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from tunesmith.native.library import why_not_native
 from tunesmith.registry import Acceleration
 from tunesmith.speed.facts import Facts, Unfit
 from tunesmith.speed.instances import body_of, override
-from tunesmith.speed.native.library import why_not_native
 
 
 def why_not(facts: Facts) -> str | None:
@@ -22,7 +22,7 @@ def why_not(facts: Facts) -> str | None:
 
 def apply(facts: Facts) -> Callable[[], None]:
     """Approximate GELU layers, and multi-layer perceptrons whose gate and up projections meet in down_proj(act(gate) * up)."""
-    from tunesmith.speed.native.functions import gelu
+    from tunesmith.native.functions import gelu
 
     forwards: dict[torch.nn.Module, Callable[..., Any]] = {}
     for module in facts.model.modules():
@@ -47,7 +47,7 @@ def gelu_kind(module: Any) -> str | None:
 
 def _gated(activation: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
     """act(gate) * up for an activation."""
-    from tunesmith.speed.native.functions import gelu_mul, silu_mul
+    from tunesmith.native.functions import gelu_mul, silu_mul
 
     if type(activation) in (SiLUActivation, torch.nn.SiLU):
         return silu_mul

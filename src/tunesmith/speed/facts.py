@@ -48,6 +48,7 @@ class Facts:
         """Name and list of the model's blocks."""
         return find_blocks(self.model)
 
+    @cached_property
     def probe(self) -> dict[str, torch.Tensor]:
         """Three rows of drawn tokens of different lengths, padded on the right: [3, 11]."""
         import torch
@@ -67,7 +68,7 @@ class Facts:
         self.model.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                batch = self.probe()
+                batch = self.probe
                 logits: torch.Tensor = self.model(**batch).logits.float()
         finally:
             self.model.train(was_training)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.speed.native.library import library
+from tunesmith.native.library import library
 
 FULL_SCALE = 1 << 16
 
@@ -23,7 +23,7 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
 
 def seeded_dropout(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
     """The same of a mask that `seed` says; native only."""
-    from tunesmith.speed.native import functions
+    from tunesmith.native import functions
 
     return functions.dropout(x.contiguous(), p, seed)
 

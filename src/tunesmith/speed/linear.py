@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from tunesmith.native.library import library
+from tunesmith.native.matmul import add_product, product
 from tunesmith.registry import Acceleration
 from tunesmith.speed.facts import Facts, Unfit
 from tunesmith.speed.instances import compute_dtype, override
 from tunesmith.speed.kernels import draw_seed, seeded_dropout
-from tunesmith.speed.native.library import library
-from tunesmith.speed.products import product
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _Stacked(torch.autograd.Function):
                 both = _add_inner(stack, both[:, :width], grad_inner, ctx.seeds)
             grad_hidden = both.reshape(*ctx.shape, width).to(ctx.hidden_dtype)
         elif ranks:
-            grad_inner = grad @ stack.weight(dtype)[:, width:]
+            grad_inner = product(grad, stack.weight(dtype)[:, width:])
         wanted = dict(zip(map(id, stack.parameters), ctx.needs_input_grad[2:], strict=True))
         return grad_hidden, None, *_parameter_grads(stack, wanted, grad, flat, inner, grad_inner, ctx.seeds)
 
@@ -161,29 +161,29 @@ def _inner(stack: Stack, flat: torch.Tensor, seeds: list[int | None] | None) -> 
     """What the adapters' A make of the input, each of its own mask of it: [tokens, ranks]."""
     every = stack.lora_a(flat.dtype)
     if seeds is None:
-        return flat @ every.t()
+        return product(flat, every.t())
     parts = zip(stack.layers, seeds, every.split_with_sizes(stack.ranks), strict=True)
-    return torch.cat([_drop(layer, flat, seed) @ lora_a.t() for layer, seed, lora_a in parts], 1)
+    return torch.cat([product(_drop(layer, flat, seed), lora_a.t()) for layer, seed, lora_a in parts], 1)
 
 
 def _add_inner(stack: Stack, grad_hidden: torch.Tensor, grad_inner: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
     """The gradient with respect to the input, with what comes through the adapters."""
     every = stack.lora_a(grad_inner.dtype)
     if seeds is None:
-        return grad_hidden.addmm_(grad_inner, every)
+        return add_product(grad_hidden, grad_inner, every)
     for layer, seed, grad, lora_a in zip(
         stack.layers, seeds, grad_inner.split_with_sizes(stack.ranks, 1), every.split_with_sizes(stack.ranks), strict=True
     ):
-        grad_hidden += _drop(layer, grad @ lora_a, seed)
+        grad_hidden += _drop(layer, product(grad, lora_a), seed)
     return grad_hidden
 
 
 def _grad_of_a(stack: Stack, flat: torch.Tensor, grad_inner: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
     """Of the stacked A, [ranks, in]."""
     if seeds is None:
-        return grad_inner.t() @ flat
+        return product(grad_inner.t(), flat, out_dtype=torch.float32)
     parts = zip(stack.layers, seeds, grad_inner.split_with_sizes(stack.ranks, 1), strict=True)
-    return torch.cat([grad.t() @ _drop(layer, flat, seed) for layer, seed, grad in parts])
+    return torch.cat([product(grad.t(), _drop(layer, flat, seed), out_dtype=torch.float32) for layer, seed, grad in parts])
 
 
 def _drop(layer: Layer, x: torch.Tensor, seed: int | None) -> torch.Tensor:
@@ -202,9 +202,9 @@ def _parameter_grads(
 ) -> list[torch.Tensor | None]:
     """Gradients of the stack's parameters, in their order; products are in the type of `grad`, as under autocast."""
     needs_weight = any(wanted[id(layer.weight)] for layer in stack.layers)
-    of_weights = product(grad.t(), flat).split_with_sizes(stack.out_sizes) if needs_weight else ()
+    of_weights = product(grad.t(), flat, out_dtype=stack.layers[0].weight.dtype).split_with_sizes(stack.out_sizes) if needs_weight else ()
     of_biases = grad.sum(0).split_with_sizes(stack.out_sizes) if any(layer.bias is not None for layer in stack.layers) else ()
-    of_b = grad.t() @ inner if inner is not None else None
+    of_b = product(grad.t(), inner, out_dtype=torch.float32) if inner is not None else None
     of_a = None if grad_inner is None else _grad_of_a(stack, flat, grad_inner, seeds)
     found: list[torch.Tensor | None] = []
     row = column = 0

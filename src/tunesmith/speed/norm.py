@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers.models.bert.modeling_bert import BertSelfOutput
 
+from tunesmith.native.library import why_not_native
 from tunesmith.registry import Acceleration
 from tunesmith.speed.facts import Facts, Unfit, difference
 from tunesmith.speed.instances import body_of, override
 from tunesmith.speed.kernels import draw_seed
-from tunesmith.speed.native.library import why_not_native
 
 PROBE_ROWS = 4
 
@@ -40,7 +40,7 @@ def apply(facts: Facts) -> Callable[[], None]:
 def _layer_norm(module: torch.nn.Module) -> Callable[..., Any] | None:
     if type(module) is not torch.nn.LayerNorm or len(module.normalized_shape) != 1 or module.weight is None or module.bias is None:
         return None
-    from tunesmith.speed.native.functions import layer_norm
+    from tunesmith.native.functions import layer_norm
 
     return lambda input: layer_norm(input.contiguous(), module.weight, module.bias, module.eps)
 
@@ -49,7 +49,7 @@ def _rms_norm(module: torch.nn.Module) -> Callable[..., Any] | None:
     """The native norm, when the module turns out to compute it: with the weight itself, or with 1 + weight (Gemma)."""
     if not type(module).__name__.endswith("RMSNorm") or [name for name, _ in module.named_parameters()] != ["weight"]:
         return None
-    from tunesmith.speed.native.functions import rms_norm
+    from tunesmith.native.functions import rms_norm
 
     weight: Any = module.weight
     eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)))
@@ -68,7 +68,7 @@ def _is_output(module: Any) -> bool:
 
 
 def _output(module: Any) -> Callable[..., Any]:
-    from tunesmith.speed.native.functions import dropout_add_layer_norm
+    from tunesmith.native.functions import dropout_add_layer_norm
 
     plain = module.forward
 

@@ -9,10 +9,10 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from tunesmith.native.library import why_not_native
 from tunesmith.registry import Acceleration
 from tunesmith.speed.facts import Facts, Unfit
 from tunesmith.speed.instances import body_of, override
-from tunesmith.speed.native.library import why_not_native
 
 WINDOWS = (", sliding_window=self.sliding_window", ", sliding_window=getattr(self.config, 'sliding_window', None)")
 """What Qwen and Mistral tell their attention beside what Llama does."""
@@ -50,7 +50,7 @@ def _window(module: Any) -> int | None:
 
 
 def _forward(module: Any) -> Callable[..., Any]:
-    from tunesmith.speed.native.functions import rotary
+    from tunesmith.native.functions import rotary
 
     plain, window = module.forward, _window(module)
 

@@ -1,7 +1,8 @@
 """Attention within sequences that lie end to end, without a padded batch in memory.
 
-The compiled kernel computes each sequence by itself. Without it, or where it is measured to be slower, sequences are padded to a multiple
-of 32 and those of one length multiplied together by torch, a few megabytes of scores at a time. Neither keeps scores for the gradient.
+The compiled kernel computes each sequence by itself. Without it, or where it is measured to be slower, sequences are padded to a
+multiple of 32, and those of one length are computed together by torch, a few megabytes of scores at a time: by products and a softmax, or
+by scaled_dot_product_attention, whose dropout no seed decides. None of the three keeps scores for the gradient.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from tunesmith.data.cache import cached_folder, key_of
+from tunesmith.native import attention as native
+from tunesmith.native.attention import Shape
+from tunesmith.native.library import library
 from tunesmith.runs.environment import describe_environment
-from tunesmith.speed.native import attention as native
-from tunesmith.speed.native.attention import Shape
-from tunesmith.speed.native.library import library
 
 MEASURED_LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
-MAX_SCORE_BYTES = 2**26
+MAX_SCORE_BYTES = 2**24
 UNBOUNDED = 2**30
 """More tokens than any sequence has."""
 
@@ -61,13 +62,13 @@ def varlen_attention(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape) -> torch.Tensor:
-        plan = _plan(tuple(shape.boundaries.tolist()), q.shape[2], q.dtype, library() is not None)
+        plan = _plan(tuple(shape.boundaries.tolist()), q.shape[2], q.dtype, library() is not None, shape.dropout > 0)
         out = torch.empty(q.shape, dtype=q.dtype)
         row_sums = torch.empty(*q.shape[:2], 2)
         if len(plan.native):
             native.forward(q, k, v, out, row_sums, shape, plan.native)
         with torch.autocast("cpu", enabled=False):
-            for group in _chunks(plan, q, k, shape):
+            for group in _groups(plan, q, k, shape):
                 group.forward(q, k, v, out)
         ctx.save_for_backward(q, k, v, out, row_sums)
         ctx.plan, ctx.shape = plan, shape
@@ -82,8 +83,8 @@ class _Attention(torch.autograd.Function):
         if len(ctx.plan.native):
             native.backward([q, k, v, out], grad, row_sums, ctx.shape, ctx.plan.native, grads)
         with torch.autocast("cpu", enabled=False):
-            for group in _chunks(ctx.plan, q, k, ctx.shape):
-                group.backward((q, k, v, out), grad, grads)
+            for group in _groups(ctx.plan, q, k, ctx.shape):
+                group.backward([q, k, v, out], grad, grads)
         return *grads, None
 
 
@@ -94,75 +95,87 @@ class _Attention(torch.autograd.Function):
 class _Plan:
     native: torch.Tensor
     """int32: the sequences that the kernel computes, longest first so that threads finish together."""
-    grouped: list[tuple[int, list[tuple[int, int]]]]
-    """(padded length, (first token, length) of each sequence of this padded length)."""
+    padded: list[tuple[str, int, list[tuple[int, int]]]]
+    """(`products` or `sdpa`, padded length, (first token, length) of each sequence)."""
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(boundaries: tuple[int, ...], d: int, dtype: torch.dtype, compiled: bool) -> _Plan:
+def _plan(boundaries: tuple[int, ...], d: int, dtype: torch.dtype, compiled: bool, dropout: bool) -> _Plan:
     by_kernel: list[int] = []
-    grouped: dict[int, list[tuple[int, int]]] = {}
+    padded: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for sequence in sorted(range(len(boundaries) - 1), key=lambda index: boundaries[index] - boundaries[index + 1]):
         start, length = boundaries[sequence], boundaries[sequence + 1] - boundaries[sequence]
-        measured_length = next((limit for limit in MEASURED_LENGTHS if length <= limit), MEASURED_LENGTHS[-1])
-        if length and compiled and _native_speedup(d, dtype, measured_length) > 1:
+        if not length:
+            continue
+        seconds = _seconds(d, dtype, next((limit for limit in MEASURED_LENGTHS if length <= limit), MEASURED_LENGTHS[-1]), compiled)
+        way = min((way for way in seconds if not (dropout and way == "sdpa")), key=seconds.__getitem__)
+        if way == "native":
             by_kernel.append(sequence)
-        elif length:
-            grouped.setdefault(-(-length // 32) * 32, []).append((start, length))
-    return _Plan(torch.tensor(by_kernel, dtype=torch.int32), list(grouped.items()))
+        else:
+            padded.setdefault((way, -(-length // 32) * 32), []).append((start, length))
+    return _Plan(torch.tensor(by_kernel, dtype=torch.int32), [(*key, sequences) for key, sequences in padded.items()])
 
 
 @functools.cache
-def _native_speedup(d: int, dtype: torch.dtype, length: int) -> float:
-    """How many times faster the kernel is than groups, forward and backward, for sequences of about this length.
+def _seconds(d: int, dtype: torch.dtype, length: int, compiled: bool) -> dict[str, float]:
+    """How long each way takes, forward and backward, for sequences of about this length.
 
     Measured once for each processor, number of threads and torch, and kept in the cache.
     """
 
     def measure(folder: Path) -> None:
-        (folder / "speedup.json").write_text(json.dumps(_measure_native_speedup(d, dtype, length)))
+        with torch.inference_mode(False):
+            (folder / "seconds.json").write_text(json.dumps(_measure(d, dtype, length, compiled)))
 
     environment = describe_environment()
     machine = (environment["processor"], environment["threads"], environment["versions"]["torch"])
-    folder, _ = cached_folder("measured", key_of("native_attention", *machine, d, str(dtype), length), measure)
-    return float(json.loads((folder / "speedup.json").read_text()))
+    folder, _ = cached_folder("measured", key_of("attention", *machine, d, str(dtype), length, compiled), measure)
+    seconds: dict[str, float] = json.loads((folder / "seconds.json").read_text())
+    return seconds
 
 
-def _measure_native_speedup(d: int, dtype: torch.dtype, length: int, heads: int = 4, tokens: int = 1024, repeats: int = 3) -> float:
-    boundaries = list(range(0, tokens + 1, length))
-    shape = Shape(torch.tensor(boundaries, dtype=torch.int32), UNBOUNDED, UNBOUNDED, d**-0.5, 0.0, 0)
+def _measure(
+    d: int, dtype: torch.dtype, length: int, compiled: bool, heads: int = 4, tokens: int = 1024, repeats: int = 3
+) -> dict[str, float]:
+    starts = range(0, tokens, length)
+    shape = Shape(torch.tensor([*starts, tokens], dtype=torch.int32), UNBOUNDED, UNBOUNDED, d**-0.5, 0.0, 0)
     q, k, v, out, *grads = torch.zeros(7, tokens, heads, d, dtype=dtype)
     row_sums = torch.empty(tokens, heads, 2)
-    sequences = torch.arange(len(boundaries) - 1, dtype=torch.int32)
-    plan = _Plan(sequences[:0], [(-(-length // 32) * 32, [(start, length) for start in boundaries[:-1]])])
+    sequences = torch.arange(len(starts), dtype=torch.int32)
 
-    def by_kernel() -> None:
+    def native_way() -> None:
         native.forward(q, k, v, out, row_sums, shape, sequences)
         native.backward([q, k, v, out], q, row_sums, shape, sequences, grads)
 
-    def by_groups() -> None:
-        for group in _chunks(plan, q, k, shape):
+    def padded_way(way: str) -> None:
+        plan = _Plan(sequences[:0], [(way, -(-length // 32) * 32, [(start, length) for start in starts])])
+        for group in _groups(plan, q, k, shape):
             group.forward(q, k, v, out)
-            group.backward((q, k, v, out), q, grads)
+            group.backward([q, k, v, out], q, grads)
 
-    times: dict[Any, list[float]] = {by_kernel: [], by_groups: []}
-    for run in (by_kernel, by_groups) * (1 + repeats):
+    ways: dict[str, Callable[[], None]] = {
+        "products": functools.partial(padded_way, "products"),
+        "sdpa": functools.partial(padded_way, "sdpa"),
+    }
+    ways |= {"native": native_way} if compiled else {}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for way in [*ways] * (1 + repeats):
         start = time.perf_counter()
-        run()
-        times[run].append(time.perf_counter() - start)
-    return min(times[by_groups][1:]) / min(times[by_kernel][1:])
+        ways[way]()
+        seconds[way].append(time.perf_counter() - start)
+    return {way: min(values[1:]) for way, values in seconds.items()}
 
 
 # ---- groups of padded sequences, by torch ----
 
 
-def _chunks(plan: _Plan, q: torch.Tensor, k: torch.Tensor, shape: Shape) -> Iterator[_Group]:
+def _groups(plan: _Plan, q: torch.Tensor, k: torch.Tensor, shape: Shape) -> Iterator[_Group]:
     """The padded groups of a plan, in parts whose fp32 scores fit in MAX_SCORE_BYTES (or are those of one sequence)."""
     generator = torch.Generator().manual_seed(shape.seed)
-    for padded_length, sequences in plan.grouped:
+    for way, padded_length, sequences in plan.padded:
         size = max(1, MAX_SCORE_BYTES // (4 * q.shape[1] * padded_length**2))
         for first in range(0, len(sequences), size):
-            yield _Group(sequences[first : first + size], padded_length, k.shape[1], shape, generator)
+            yield GROUPS[way](sequences[first : first + size], padded_length, k.shape[1], shape, generator)
 
 
 class _Group:
@@ -176,36 +189,30 @@ class _Group:
         self.is_token = place < lengths[:, None]
         self.tokens = torch.where(self.is_token, starts[:, None] + place, starts[:, None]).view(-1)
         distance = place[:, None] - place
-        self.hidden = ~(self.is_token[:, None] & (distance <= shape.left) & (-distance <= shape.right))
+        visible = self.is_token[:, None] & (distance <= shape.left) & (-distance <= shape.right)
+        self.hidden = ~visible & self.is_token[:, :, None]
         self.num_sequences, self.padded_length, self.kv_heads = len(sequences), padded_length, kv_heads
         self.shape, self.generator = shape, generator
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
-        probabilities = self._softmax(self._padded(q), self._padded(k))
-        kept = self._kept(probabilities)
-        if kept is not None:
-            probabilities *= kept
-        self._write(torch.bmm(probabilities.to(v.dtype), self._padded(v)), out)
+        """Writes `out`."""
+        self._write(self._attend(self._padded(q), self._padded(k), self._padded(v)), out)
 
-    def backward(
-        self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], grad: torch.Tensor, grads: list[torch.Tensor]
-    ) -> None:
+    def backward(self, inputs: list[torch.Tensor], grad: torch.Tensor, grads: list[torch.Tensor]) -> None:
         """Writes the gradients of q, k, v from `inputs` (q, k, v, out) and the gradient of out."""
-        q, k, v, out, upstream = (self._padded(tensor) for tensor in (*inputs, grad))
-        self._by_head(upstream).masked_fill_(~self.is_token[:, None, :, None], 0)
-        probabilities = self._softmax(q, k)
-        kept = self._kept(probabilities)
-        grad_scores = torch.bmm(upstream.float(), v.float().mT)
-        if kept is not None:
-            grad_scores *= kept
-        grad_scores -= (out.float() * upstream).sum(-1, keepdim=True)
-        grad_scores *= probabilities * self.shape.scale
-        if kept is not None:
-            probabilities *= kept
-        grad_scores = grad_scores.to(q.dtype)
-        self._write(torch.bmm(grad_scores, k), grads[0])
-        self._write(torch.bmm(grad_scores.mT, q), grads[1])
-        self._write(torch.bmm(probabilities.to(q.dtype).mT, upstream), grads[2])
+        padded_grad = self._padded(grad)
+        self._by_head(padded_grad).masked_fill_(~self.is_token[:, None, :, None], 0)
+        q, k, v, out = map(self._padded, inputs)
+        for padded, rows in zip(self._differentiate(q, k, v, out, padded_grad), grads, strict=True):
+            self._write(padded, rows)
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _differentiate(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        raise NotImplementedError
 
     def _by_head(self, padded: torch.Tensor) -> torch.Tensor:
         """[kv_heads, n, heads that share keys, tokens, columns]."""
@@ -222,6 +229,46 @@ class _Group:
         by_token = self._by_head(padded).permute(1, 3, 0, 2, 4)
         rows.index_copy_(0, self.tokens[self.is_token.view(-1)], by_token[self.is_token].reshape(-1, *rows.shape[1:]))
 
+
+class _Sdpa(_Group):
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        by_sequence = (self.kv_heads, self.num_sequences, -1, q.shape[2])
+        visible = ~self.hidden.repeat(1, q.shape[1] // self.padded_length, 1)[None]
+        return torch.nn.functional.scaled_dot_product_attention(
+            q.view(by_sequence), k.view(by_sequence), v.view(by_sequence), attn_mask=visible, scale=self.shape.scale
+        ).flatten(0, 1)
+
+    def _differentiate(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        leaves = [tensor.requires_grad_() for tensor in (q, k, v)]
+        with torch.enable_grad():
+            return torch.autograd.grad(self._attend(*leaves), leaves, grad)
+
+
+class _Products(_Group):
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        probabilities = self._softmax(q, k)
+        kept = self._kept(probabilities)
+        if kept is not None:
+            probabilities *= kept
+        return torch.bmm(probabilities.to(v.dtype), v)
+
+    def _differentiate(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        probabilities = self._softmax(q, k)
+        kept = self._kept(probabilities)
+        grad_scores = torch.bmm(grad.float(), v.float().mT)
+        if kept is not None:
+            grad_scores *= kept
+        grad_scores -= (out.float() * grad).sum(-1, keepdim=True)
+        grad_scores *= probabilities * self.shape.scale
+        if kept is not None:
+            probabilities *= kept
+        grad_scores = grad_scores.to(q.dtype)
+        return torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q), torch.bmm(probabilities.to(q.dtype).mT, grad)
+
     def _softmax(self, padded_q: torch.Tensor, padded_k: torch.Tensor) -> torch.Tensor:
         """Probabilities, from fp32 products: in bf16, scores from 8 on come in steps of 1/16."""
         scores = torch.bmm(padded_q.float(), padded_k.float().mT).mul_(self.shape.scale)
@@ -236,3 +283,6 @@ class _Group:
         words = torch.randint(-(2**63), 2**63 - 1, ((probabilities.numel() + 3) // 4,), generator=self.generator).view(torch.int16)
         kept = words[: probabilities.numel()].view(probabilities.shape) >= threshold - 2**15
         return kept.float().mul_(1 / (1 - self.shape.dropout))
+
+
+GROUPS: dict[str, type[_Group]] = {"products": _Products, "sdpa": _Sdpa}

@@ -165,9 +165,8 @@ class Run:
     def _evaluated(self, encoded: Encoded, model: Any, is_own: bool, progress: Progress) -> dict[str, Any]:
         # The thresholds of several labels were tuned on the validation rows: those measure themselves anew, as in training.
         tuned = {} if is_own and encoded.rows.split == "validation" else self._tuned
-        with progress.activity(f"evaluating on {len(encoded):,} rows", len(encoded)) as activity:
-            with self._accelerated(model):
-                result = self._scorer(model).evaluate(encoded, tuned, advance=activity.advance)
+        with progress.activity(f"evaluating on {len(encoded):,} rows", len(encoded)) as activity, self._accelerated(model):
+            result = self._scorer(model).evaluate(encoded, tuned, advance=activity.advance)
         section: Any = self.spec.task
         if self._task.prompt is None or not getattr(section, "num_generated", 0):
             return result

@@ -189,6 +189,13 @@ def test_each_penalty_of_a_path_gives_what_it_gives_alone() -> None:
         np.testing.assert_allclose(alone.logits(features), head.logits(features), atol=1e-3)
 
 
+def test_penalties_begin_where_little_is_learnt_and_follow_the_rows() -> None:
+    few, many = closed_form.penalties(100), closed_form.penalties(10_000)
+    assert (few[0], few[-1]) == (1e3, 1e-4)
+    assert (many[0], many[-1]) == (1e5, 1e-2)
+    assert few[:3] == [1000.0, 316.2, 100.0]
+
+
 def test_what_has_not_converged_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(closed_form, "MAX_ITERATIONS", 1)
     features = correlated()

@@ -8,20 +8,26 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import masking_utils
 
+from tunesmith.native.library import library
 from tunesmith.speed import varlen
-from tunesmith.speed.native.library import library
 from tunesmith.speed.varlen import varlen_attention
 
 LENGTHS = [1, 2, 17, 33, 100, 257]
 
 
-@pytest.fixture(params=["native", "grouped"])
+@pytest.fixture(params=["native", "products", "sdpa"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "grouped":
-        monkeypatch.setattr(varlen, "library", lambda: None)
-    else:
+    """The way that is said to be fastest; with dropout, products instead of sdpa."""
+    if request.param == "native":
         assert library() is not None
-        monkeypatch.setattr(varlen, "_native_speedup", lambda *shape: 2.0)
+    else:
+        monkeypatch.setattr(varlen, "library", lambda: None)
+    ways = ["native", "products", "sdpa"]
+    monkeypatch.setattr(
+        varlen,
+        "_seconds",
+        lambda *shape: {way: (way != request.param) * (1.0 + place) for place, way in enumerate(ways) if shape[3] or way != "native"},
+    )
     varlen._plan.cache_clear()
     return str(request.param)
 
@@ -186,17 +192,26 @@ def test_the_gradient_drops_what_the_output_dropped(implementation: str, causal:
 
 def test_the_choice_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
-    monkeypatch.setattr(varlen, "_measure_native_speedup", lambda *shape: measured.append(shape) or 0.5)
-    tensors, _, boundaries = problem([5, 40], 2, 2, 32, torch.float32)
-    for _ in range(2):
+
+    def measure(*shape) -> dict[str, float]:
+        measured.append(shape)
+        return {"native": 3.0, "products": 2.0, "sdpa": 1.0} if shape[2] == 64 else {"native": 1.0, "products": 2.0, "sdpa": 2.0}
+
+    monkeypatch.setattr(varlen, "_measure", measure)
+    plans = []
+    for dropout in (False, True):
         varlen._plan.cache_clear()
-        varlen._native_speedup.cache_clear()
-        varlen_attention(*tensors, boundaries, causal=False, scale=1.0)
-    assert [shape[2] for shape in measured] == [64, 16]
-    assert [length for length, _ in varlen._plan(tuple(boundaries.tolist()), 32, torch.float32, True).grouped] == [64, 32]
+        varlen._seconds.cache_clear()
+        plans.append(varlen._plan((0, 5, 45, 45), 32, torch.float32, True, dropout))
     varlen._plan.cache_clear()
-    varlen._native_speedup.cache_clear()
+    varlen._seconds.cache_clear()
+    assert measured == [(32, torch.float32, 64, True), (32, torch.float32, 16, True)]
+    assert [plan.native.tolist() for plan in plans] == [[0], [0]]
+    assert [plan.padded for plan in plans] == [[("sdpa", 64, [(5, 40)])], [("products", 64, [(5, 40)])]]
 
 
-def test_both_ways_are_measured() -> None:
-    assert varlen._measure_native_speedup(32, torch.bfloat16, 64, tokens=128, repeats=1) > 0
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_way_is_measured(compiled: bool) -> None:
+    seconds = varlen._measure(32, torch.bfloat16, 64, compiled, tokens=128, repeats=1)
+    assert set(seconds) == {"products", "sdpa"} | ({"native"} if compiled else set())
+    assert min(seconds.values()) > 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from tunesmith.speed.native import functions as native
+from tunesmith.native import functions as native
 
 TYPES = (torch.float32, torch.bfloat16)
 SHAPES = ((5, 33), (2, 3, 16), (70, 384), (1, 1), (0, 16), (3, 1031))

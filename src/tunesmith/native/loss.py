@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tunesmith.speed.native.functions import NAMES
-from tunesmith.speed.native.library import call
+from tunesmith.native.functions import NAMES
+from tunesmith.native.library import call
 
 
 def token_loss(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tunesmith.speed.native import functions as native
+from tunesmith.native import functions as native
 
 SHAPES = ((7,), (1000, 33), (0,), (1,), (130, 257))
 

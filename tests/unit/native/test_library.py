@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.speed.native.library import library, why_not_native
+from tunesmith.native.library import library, why_not_native
 
 LOAD = """
-from tunesmith.speed.native import library as native
+from tunesmith.native import library as native
 compiled = []
 compile = native._compile
 native._compile = lambda *given: (compiled.append(1), compile(*given))
@@ -20,7 +20,7 @@ print(native.library() is not None, len(compiled), native.why_not_native())
 """
 OPENMP = """
 import torch
-from tunesmith.speed.native.library import library
+from tunesmith.native.library import library
 native = library()
 for threads in (1, 2, 3):
     torch.set_num_threads(threads)

@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
-from tunesmith.speed.native.library import call
+from tunesmith.native.library import call
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 

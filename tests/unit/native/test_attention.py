@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tunesmith.speed.native import attention
-from tunesmith.speed.native.attention import Shape
+from tunesmith.native import attention
+from tunesmith.native.attention import Shape
 
 LENGTHS = [3, 70, 1, 300, 32]
 TOKENS, HEADS, KV_HEADS = sum(LENGTHS), 6, 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tunesmith.speed.native.library import call
+from tunesmith.native.library import call
 
 
 @dataclass(frozen=True)

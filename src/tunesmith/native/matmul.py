@@ -1,4 +1,4 @@
-"""Matrix products in as many parts as is fastest here.
+"""Matrix products: on the processor's tile registers where it has them, otherwise torch's in as many parts as is fastest here.
 
 For some shapes oneDNN leaves all but one thread idle; the same product in two to four parts, each a range of the result's columns, then
 takes half the time. Each element is the sum that it was.
@@ -11,6 +11,7 @@ import time
 
 import torch
 
+from tunesmith.native import products as tiles
 from tunesmith.runs.environment import measured
 
 PARTS = (1, 2, 3, 4)
@@ -21,11 +22,24 @@ FEWEST_OPERATIONS = 1 << 26
 REPEATS = 15
 
 
-def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """left [m, k] @ right [k, n] + bias [n], of one type."""
-    large = left.shape[0] * left.shape[1] * right.shape[1] >= FEWEST_OPERATIONS
-    splits = large and left.dtype == torch.bfloat16 and left.device.type == "cpu"
-    return _in_parts(left, right, bias, num_parts() if splits else 1)
+def product(
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """left [m, k] @ right [k, n] + bias [n] of one type, in that type or in `out_dtype`."""
+    out_dtype = out_dtype or left.dtype
+    if left.device.type == "cpu" and left.dtype == torch.bfloat16:
+        if tiles.has_tiles():
+            return tiles.product(left, right, bias, out_dtype=out_dtype)
+        large = left.shape[0] * left.shape[1] * right.shape[1] >= FEWEST_OPERATIONS
+        return _in_parts(left, right, bias, num_parts() if large else 1).to(out_dtype)
+    return _in_parts(left, right, bias, 1).to(out_dtype)
+
+
+def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """out [m, n], its rows apart or not, with left @ right added to it."""
+    if out.device.type == "cpu" and out.dtype == left.dtype == torch.bfloat16 and tiles.has_tiles():
+        return tiles.product(left, right, out=out, accumulate=True)
+    return out.addmm_(left, right)
 
 
 def _in_parts(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, parts: int) -> torch.Tensor:

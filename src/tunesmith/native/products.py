@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from tunesmith.speed.native.library import call, library
+from tunesmith.native.library import call, library, why_not_native
 
 
 @functools.cache
@@ -59,9 +61,19 @@ def product(
     assert out.stride(1) == 1 or n <= 1, out.stride()
     assert bias is None or bias.shape == (n,), bias
     values = None if bias is None else bias.float().contiguous()
-    flags = int(out.dtype == torch.bfloat16), int(accumulate), int(packed)
-    call("product", a, operand, out, values, m, n, k, *_strides(a), *b_strides, out.stride(0), *flags)
+    pointers = a.data_ptr(), operand.data_ptr(), out.data_ptr(), None if values is None else values.data_ptr()
+    _kernel()(*pointers, m, n, k, *_strides(a), *b_strides, out.stride(0), out.dtype == torch.bfloat16, accumulate, packed)
     return out
+
+
+@functools.cache
+def _kernel() -> Callable[..., None]:
+    """Called directly: the products of a step are so many that `call` would show."""
+    native = library()
+    assert native is not None, why_not_native()
+    native.product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 11
+    native.product.restype = None
+    return native.product
 
 
 def _strides(x: torch.Tensor) -> tuple[int, int]:

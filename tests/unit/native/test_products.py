@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunesmith.speed.native.products import has_tiles, pack, product
+from tunesmith.native.products import has_tiles, pack, product
 
 with_tiles = pytest.mark.skipif(not has_tiles(), reason="there are no tile registers")
 

@@ -249,12 +249,14 @@ struct Job {
                 const int64_t mine = std::min(most, end - panel), theirs = std::min(width, kept_end - group);
                 for (int64_t step = 0; step == 0 || step < steps; step += chunk) {
                     const int64_t count = std::min(chunk, steps - step);
-                    const int64_t whole_panels = place ? std::min(mine, streamed.outer / 32 - panel) : 0;
-                    pack(streamed, panel + whole_panels, panel + mine, step, step + count, streamed_right(), block + whole_panels * panel_size, panel_size);
+                    const int64_t placed = place ? std::min(mine, streamed.outer / 32 - panel) : 0;  // not a last panel of fewer rows
+                    bf16 *copied = block + placed * panel_size;
+                    pack(streamed, panel + placed, panel + mine, step, step + count, streamed_right(), copied, panel_size);
                     written(block);
                     for (int64_t pair = 0; pair < mine * theirs; ++pair) {  // along the rows of C, whose pages are many
                         const int64_t i = streams_a ? pair / theirs : pair % mine, j = streams_a ? pair % theirs : pair / mine;
-                        one(panel + i, group + j, i < whole_panels ? nullptr : block + i * panel_size, step, count, sums + (waits ? pair * SUMS : 0));
+                        const bf16 *copy = i < placed ? nullptr : block + i * panel_size;
+                        one(panel + i, group + j, copy, step, count, sums + (waits ? pair * SUMS : 0));
                     }
                 }
             }

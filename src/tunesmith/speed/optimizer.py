@@ -1,0 +1,81 @@
+"""AdamW in one pass over memory, which also clips: gradients are multiplied where they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from tunesmith.native.library import why_not_native
+from tunesmith.registry import Acceleration
+from tunesmith.speed.facts import Facts
+
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
+
+
+class AdamW(torch.optim.AdamW):
+    """torch.optim.AdamW with its state, for fp32 parameters on the processor."""
+
+    grad_scale = 1.0
+    """What the gradients of the next step are multiplied by."""
+
+    def clip(self, parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
+        """The norm of all gradients; the next step scales them down to `max_norm`, as torch.nn.utils.clip_grad_norm_ would now."""
+        from tunesmith.native.functions import grad_norm
+
+        norm = grad_norm([parameter.grad.contiguous() for parameter in parameters if parameter.grad is not None])
+        self.grad_scale = min(max_norm / (norm + 1e-6), 1.0) if math.isfinite(norm) else 1.0
+        return torch.tensor(norm)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of every parameter that has a gradient."""
+        from tunesmith.native.functions import adamw_step
+
+        assert closure is None
+        for group in self.param_groups:
+            by_step: dict[int, list[torch.Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    zeros = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+                    state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
+                state["step"] += 1
+                by_step.setdefault(int(state["step"]), []).append(parameter)
+            for number, parameters in by_step.items():
+                adamw_step(
+                    parameters,
+                    [parameter.grad.contiguous() for parameter in parameters if parameter.grad is not None],
+                    [self.state[parameter]["exp_avg"] for parameter in parameters],
+                    [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+                    lr=float(group["lr"]),
+                    betas=group["betas"],
+                    eps=group["eps"],
+                    weight_decay=group["weight_decay"],
+                    step=number,
+                    grad_scale=self.grad_scale,
+                )
+        self.grad_scale = 1.0
+
+
+def why_not(facts: Facts) -> str | None:
+    """Another device or optimizer, nothing to train, or no compiled kernels."""
+    if not facts.on_cpu:
+        return "the device has its own"
+    if not facts.training:
+        return "nothing is trained"
+    if facts.extra.get("optim", OPTIMIZERS[0]) not in OPTIMIZERS or facts.extra.get("optim_args"):
+        return "another optimizer is asked for in train.extra"
+    return why_not_native()
+
+
+OPTIMIZER = Acceleration(
+    name="optimizer",
+    summary="AdamW reads gradients once, and clips as it reads",
+    why_not=why_not,
+    apply=lambda facts: lambda: None,  # the engine makes the optimizer: see engines/trainer.py
+)
