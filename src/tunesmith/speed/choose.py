@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from tunesmith.errors import InputError, did_you_mean
-from tunesmith.registry import ACCELERATIONS, Acceleration, Decision
+from tunesmith.registry import ACCELERATIONS, Decision
 from tunesmith.speed.facts import Facts, Unfit, difference
 
 if TYPE_CHECKING:
@@ -20,21 +21,17 @@ def choose(facts: Facts, off: list[str] | str) -> tuple[list[str], list[Decision
     Raises InputError when `off` names one that does not exist.
     """
     _check_names(off)
-    if off == "all":
-        return [], [Decision(f"speed.{acceleration.name}", False, "switched off in speed.off") for acceleration in ACCELERATIONS]
-    chosen: list[str] = []
-    decisions = []
-    expected = facts.outputs()
+    reasons: dict[str, str | None] = {}
     for acceleration in ACCELERATIONS:
-        reason = "switched off in speed.off" if acceleration.name in off else acceleration.why_not(facts)
-        if reason is None:
-            reason = _try(acceleration, facts, expected)
-        if reason is None:
-            chosen.append(acceleration.name)
-        decisions.append(Decision(f"speed.{acceleration.name}", reason is None, reason or acceleration.summary))
-    if chosen and not _agree(facts, chosen, expected):
-        return [], [Decision(decision.field, False, "together they compute something else on this model") for decision in decisions]
-    return chosen, decisions
+        is_off = off == "all" or acceleration.name in off
+        reasons[acceleration.name] = "switched off in speed.off" if is_off else acceleration.why_not(facts)
+    open_names = [name for name, reason in reasons.items() if reason is None]
+    if open_names:
+        reasons |= _try_together(facts, open_names)
+    chosen = [name for name, reason in reasons.items() if reason is None]
+    return chosen, [
+        Decision(f"speed.{name}", reason is None, reason or ACCELERATIONS.get(name).summary) for name, reason in reasons.items()
+    ]
 
 
 @contextmanager
@@ -46,27 +43,51 @@ def accelerated(facts: Facts, names: list[str]) -> Iterator[None]:
         yield
 
 
-def _try(acceleration: Acceleration, facts: Facts, expected: torch.Tensor) -> str | None:
-    """Why the acceleration is not for this model, or None when the model gives the expected outputs with it."""
-    undo: Callable[[], None] | None = None
+def _try_together(facts: Facts, names: list[str]) -> dict[str, str | None]:
+    """Why each is not for this model, or None. All are applied at once; only when the model then computes something else, one by one."""
+    expected = facts.outputs()
+    reasons: dict[str, str | None] = {}
+    apart = math.inf
+    with ExitStack() as undos:
+        for name in names:
+            reasons[name] = _apply(name, facts, undos)
+        with suppress(Exception):
+            apart = difference(facts.outputs(), expected)
+    if apart <= 1:
+        return reasons
+    reasons |= {name: _try_alone(name, facts, expected) for name in names if reasons[name] is None}
+    chosen = [name for name in names if reasons[name] is None]
+    with accelerated(facts, chosen):
+        agree = difference(facts.outputs(), expected) <= 1
+    return reasons if agree else reasons | dict.fromkeys(chosen, "together they compute something else on this model")
+
+
+def _apply(name: str, facts: Facts, undos: ExitStack) -> str | None:
+    """Why the acceleration cannot be applied, or None; then `undos` takes it away."""
     try:
-        undo = acceleration.apply(facts)
-        found = facts.outputs()
+        undos.callback(ACCELERATIONS.get(name).apply(facts))
     except Unfit as reason:
         return str(reason)
     except Exception as error:  # a model of whatever make: it is computed as transformers does
-        return f"the model cannot be computed so ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    finally:
-        if undo is not None:
-            undo()
-    apart = difference(found, expected)
+        return _said(error)
+    return None
+
+
+def _try_alone(name: str, facts: Facts, expected: torch.Tensor) -> str | None:
+    """Why the acceleration is not for this model, or None when the model gives the expected outputs with it."""
+    with ExitStack() as undos:
+        reason = _apply(name, facts, undos)
+        if reason is not None:
+            return reason
+        try:
+            apart = difference(facts.outputs(), expected)
+        except Exception as error:
+            return _said(error)
     return None if apart <= 1 else f"this model computes something else with it: {apart:.3g} times what rounding explains"
 
 
-def _agree(facts: Facts, names: list[str], expected: torch.Tensor) -> bool:
-    """Whether the model gives the expected outputs with all of them."""
-    with accelerated(facts, names):
-        return difference(facts.outputs(), expected) <= 1
+def _said(error: Exception) -> str:
+    return f"the model cannot be computed so ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
 
 
 def _check_names(off: list[str] | str) -> None:
