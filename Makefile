@@ -67,10 +67,10 @@ demo-chat: setup
 	@echo "The proofs:    demo/chat-run/proof.json, demo/chat-merged/proof.json"
 
 test: setup-test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-slow: setup-test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto -m slow
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
 
 lint: setup-test
 	$(BIN)/ruff check .

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import InputError, RunError
 from tunesmith.prepare import Prepared, check_unchanged, prepare
 from tunesmith.registry import METHODS
-from tunesmith.resolve import total_steps
+from tunesmith.resolve import USED_IN_CLOSED_FORM, total_steps
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.runs.environment import describe_environment, peak_memory_bytes
 from tunesmith.runs.progress import Progress, format_seconds
-from tunesmith.spec import RunSpec
+from tunesmith.spec import RunSpec, TrainSpec
 
 if TYPE_CHECKING:
     from tunesmith.engines.trainer import Job, Outcome
@@ -171,7 +171,8 @@ def save_and_prove(prepared: Prepared, directory: RunDirectory) -> None:
     about = {"task": task.summary, "method": prepared.method.summary}
     if "num_labels" in head:
         about["labels"] = ", ".join(head.get("id2label", {}).values()) or "a number"
-    settings = {f"train.{name}": value for name, value in spec.train.model_dump().items() if value not in ("none", {})}
+    heeded = USED_IN_CLOSED_FORM if prepared.method.engine == "closed_form" else TrainSpec.model_fields
+    settings = {f"train.{name}": value for name, value in spec.train.model_dump().items() if name in heeded and value not in ("none", {})}
     data = {
         file["name"]: f"{split}, SHA-256 {file['sha256']}" for split, files in prepared.data.fingerprint["files"].items() for file in files
     }

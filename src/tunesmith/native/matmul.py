@@ -19,6 +19,8 @@ SHAPES = ((768, 1536, 384), (1152, 576, 960), (1152, 3072, 576), (1152, 576, 153
 """(m, k, n) of products as models of a hundred million weights have them."""
 FEWEST_OPERATIONS = 1 << 26
 """Products below it stay whole."""
+FEWEST_FOR_TILES = 1 << 22
+"""Products below it cost more to share among threads than to compute."""
 REPEATS = 15
 
 
@@ -28,9 +30,10 @@ def product(
     """left [m, k] @ right [k, n] + bias [n] of one type, in that type or in `out_dtype`."""
     out_dtype = out_dtype or left.dtype
     if left.device.type == "cpu" and left.dtype == torch.bfloat16:
-        if tiles.has_tiles():
+        operations = left.shape[0] * left.shape[1] * right.shape[1]
+        if operations >= FEWEST_FOR_TILES and tiles.has_tiles():
             return tiles.product(left, right, bias, out_dtype=out_dtype)
-        large = left.shape[0] * left.shape[1] * right.shape[1] >= FEWEST_OPERATIONS
+        large = operations >= FEWEST_OPERATIONS
         return _in_parts(left, right, bias, num_parts() if large else 1).to(out_dtype)
     return _in_parts(left, right, bias, 1).to(out_dtype)
 

@@ -148,7 +148,9 @@ def estimate(prepared: Prepared, progress: Progress) -> dict[str, Any]:
                 seconds = time_steps(build_job(prepared, directory), timed, activity.advance)[1:]
             measured = time.perf_counter() - started
     slope, fixed = _fit_line(sizes[chosen], np.asarray(seconds))
-    epochs = total_steps(spec, len(prepared.encoded["train"])) / len(steps)
+    # A solver reads the rows once; the steps timed are forward passes and little more.
+    solved = prepared.method.engine == "closed_form"
+    epochs = 1.0 if solved else total_steps(spec, len(prepared.encoded["train"])) / len(steps)
     training = epochs * float((fixed + slope * sizes).sum())
     tokens = {split: int(encoded.lengths.sum()) for split, encoded in prepared.encoded.items() if split != "train"}
     evaluations = {"validation": _num_evaluations(prepared, epochs) + 1, "test": 1}
