@@ -52,7 +52,7 @@ def check(
         "decisions": [vars(decision) for decision in prepared.resolved.decisions],
         "rows": [show_row(prepared, index) for index in range(min(SHOWN_ROWS, len(prepared.encoded["train"])))],
         "parameters": {"trainable": trainable, "all": parameters},
-        "steps": total_steps(prepared.spec, len(prepared.encoded["train"])),
+        "steps": 0 if prepared.method.engine == "closed_form" else total_steps(prepared.spec, len(prepared.encoded["train"])),
         "padding": padding_share(prepared),
     }
     report["estimate"] = estimate(prepared, Progress(quiet)) if measure else None

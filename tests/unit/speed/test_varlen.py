@@ -215,3 +215,12 @@ def test_every_way_is_measured(compiled: bool) -> None:
     seconds = varlen._measure(32, torch.bfloat16, 64, compiled, tokens=128, repeats=1)
     assert set(seconds) == {"products", "sdpa"} | ({"native"} if compiled else set())
     assert min(seconds.values()) > 0
+
+
+def test_the_ways_are_measured_while_predicting() -> None:
+    varlen._seconds.cache_clear()
+    varlen._plan.cache_clear()
+    q = torch.randn(20, 2, 8)
+    with torch.inference_mode():
+        found = varlen.varlen_attention(q, q, q, torch.tensor([0, 12, 20], dtype=torch.int32), causal=False, scale=1.0)
+    assert found.shape == q.shape
