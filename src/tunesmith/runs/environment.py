@@ -60,14 +60,15 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-_MEASURED: dict[str, float] = {}
+_MEASURED: dict[str, Any] = {}
 """What this process has measured or read."""
 
 
-def measured(what: str, *key: Any, measure: Callable[[], float]) -> float:
-    """What `measure` finds on this machine, measured once for each processor, number of threads, torch and key, and kept in the cache.
+def measured(what: str, *key: Any, measure: Callable[[], Any]) -> Any:
+    """What `measure` finds on this machine, a plain value.
 
-    So the same spec decides the same tomorrow, whatever else the machine is doing then.
+    Measured once for each processor, number of threads, torch and key, and kept in the cache: so the same spec decides the same tomorrow,
+    whatever else the machine is doing then.
     """
     import torch
 
@@ -76,14 +77,14 @@ def measured(what: str, *key: Any, measure: Callable[[], float]) -> float:
 
     complete_key = key_of(what, _processor(), torch.get_num_threads(), torch.__version__, *key)
     if complete_key not in _MEASURED:
-        folder, _ = cached_folder("measured", complete_key, write)
-        _MEASURED[complete_key] = float(json.loads((folder / "value.json").read_text()))
+        folder, _ = cached_folder("values", complete_key, write)
+        _MEASURED[complete_key] = json.loads((folder / "value.json").read_text())
     return _MEASURED[complete_key]
 
 
 def bf16_speedup() -> float:
     """How many times faster a matrix product of the size of a micro-batch is in bf16 than in fp32 on this machine."""
-    return measured("bf16_speedup", measure=_measure_bf16_speedup)
+    return float(measured("bf16_speedup", measure=_measure_bf16_speedup))
 
 
 def _measure_bf16_speedup(rows: int = 512, inner: int = 384, outer: int = 1536, repeats: int = 20) -> float:

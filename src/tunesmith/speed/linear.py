@@ -203,7 +203,8 @@ def _parameter_grads(
     """Gradients of the stack's parameters, in their order; products are in the type of `grad`, as under autocast."""
     needs_weight = any(wanted[id(layer.weight)] for layer in stack.layers)
     of_weights = product(grad.t(), flat, out_dtype=stack.layers[0].weight.dtype).split_with_sizes(stack.out_sizes) if needs_weight else ()
-    of_biases = grad.sum(0).split_with_sizes(stack.out_sizes) if any(layer.bias is not None for layer in stack.layers) else ()
+    needs_bias = any(layer.bias is not None and wanted[id(layer.bias)] for layer in stack.layers)
+    of_biases = grad.sum(0).split_with_sizes(stack.out_sizes) if needs_bias else ()
     of_b = product(grad.t(), inner, out_dtype=torch.float32) if inner is not None else None
     of_a = None if grad_inner is None else _grad_of_a(stack, flat, grad_inner, seeds)
     found: list[torch.Tensor | None] = []
@@ -211,7 +212,7 @@ def _parameter_grads(
     for number, (layer, size, rank) in enumerate(zip(stack.layers, stack.out_sizes, stack.ranks, strict=True)):
         values: list[tuple[torch.Tensor, torch.Tensor | None]] = [(layer.weight, of_weights[number] if needs_weight else None)]
         if layer.bias is not None:
-            values.append((layer.bias, of_biases[number]))
+            values.append((layer.bias, of_biases[number] if needs_bias else None))
         if layer.lora_a is not None and layer.lora_b is not None:
             assert of_a is not None
             assert of_b is not None

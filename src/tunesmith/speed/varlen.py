@@ -8,21 +8,19 @@ by scaled_dot_product_attention, whose dropout no seed decides. None of the thre
 from __future__ import annotations
 
 import functools
-import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from tunesmith.data.cache import cached_folder, key_of
 from tunesmith.native import attention as native
 from tunesmith.native.attention import Shape
 from tunesmith.native.library import library
-from tunesmith.runs.environment import describe_environment
+from tunesmith.runs.environment import measured
 
 MEASURED_LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 MAX_SCORE_BYTES = 2**24
@@ -116,21 +114,14 @@ def _plan(boundaries: tuple[int, ...], d: int, dtype: torch.dtype, compiled: boo
     return _Plan(torch.tensor(by_kernel, dtype=torch.int32), [(*key, sequences) for key, sequences in padded.items()])
 
 
-@functools.cache
 def _seconds(d: int, dtype: torch.dtype, length: int, compiled: bool) -> dict[str, float]:
-    """How long each way takes, forward and backward, for sequences of about this length.
+    """How long each way takes, forward and backward, for sequences of about this length."""
 
-    Measured once for each processor, number of threads and torch, and kept in the cache.
-    """
-
-    def measure(folder: Path) -> None:
+    def measure() -> dict[str, float]:
         with torch.inference_mode(False):
-            (folder / "seconds.json").write_text(json.dumps(_measure(d, dtype, length, compiled)))
+            return _measure(d, dtype, length, compiled)
 
-    environment = describe_environment()
-    machine = (environment["processor"], environment["threads"], environment["versions"]["torch"])
-    folder, _ = cached_folder("measured", key_of("attention", *machine, d, str(dtype), length, compiled), measure)
-    seconds: dict[str, float] = json.loads((folder / "seconds.json").read_text())
+    seconds: dict[str, float] = measured("attention", d, str(dtype), length, compiled, measure=measure)
     return seconds
 
 
@@ -178,7 +169,7 @@ def _groups(plan: _Plan, q: torch.Tensor, k: torch.Tensor, shape: Shape) -> Iter
             yield GROUPS[way](sequences[first : first + size], padded_length, k.shape[1], shape, generator)
 
 
-class _Group:
+class _Group(ABC):
     """Sequences padded to one length. Matrices are [kv_heads * n, rows, columns]; the heads that share keys are more rows."""
 
     def __init__(
@@ -206,13 +197,15 @@ class _Group:
         for padded, rows in zip(self._differentiate(q, k, v, out, padded_grad), grads, strict=True):
             self._write(padded, rows)
 
+    @abstractmethod
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Attention of padded q, k, v."""
 
+    @abstractmethod
     def _differentiate(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, grad: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        raise NotImplementedError
+        """The gradients of padded q, k, v."""
 
     def _by_head(self, padded: torch.Tensor) -> torch.Tensor:
         """[kv_heads, n, heads that share keys, tokens, columns]."""

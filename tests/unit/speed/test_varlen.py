@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import masking_utils
 
 from tunesmith.native.library import library
+from tunesmith.runs import environment
 from tunesmith.speed import varlen
 from tunesmith.speed.varlen import varlen_attention
 
@@ -201,10 +202,10 @@ def test_the_choice_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch) -
     plans = []
     for dropout in (False, True):
         varlen._plan.cache_clear()
-        varlen._seconds.cache_clear()
+        environment._MEASURED.clear()
         plans.append(varlen._plan((0, 5, 45, 45), 32, torch.float32, True, dropout))
     varlen._plan.cache_clear()
-    varlen._seconds.cache_clear()
+    environment._MEASURED.clear()
     assert measured == [(32, torch.float32, 64, True), (32, torch.float32, 16, True)]
     assert [plan.native.tolist() for plan in plans] == [[0], [0]]
     assert [plan.padded for plan in plans] == [[("sdpa", 64, [(5, 40)])], [("products", 64, [(5, 40)])]]
@@ -218,7 +219,7 @@ def test_every_way_is_measured(compiled: bool) -> None:
 
 
 def test_the_ways_are_measured_while_predicting() -> None:
-    varlen._seconds.cache_clear()
+    environment._MEASURED.clear()
     varlen._plan.cache_clear()
     q = torch.randn(20, 2, 8)
     with torch.inference_mode():
