@@ -26,7 +26,7 @@ def apply(facts: Facts) -> Callable[[], None]:
 
     forwards: dict[torch.nn.Module, Callable[..., Any]] = {}
     for module in facts.model.modules():
-        product = _gated(getattr(module, "act_fn", None)) if body_of(type(module)) == body_of(LlamaMLP) else None  # type: ignore[arg-type]
+        product = _gated(getattr(module, "act_fn", None)) if body_of(type(module)) == body_of(LlamaMLP) else None
         if product is not None:
             forwards[module] = _perceptron(module, product)
         if gelu_kind(module) == "tanh":  # torch's exact one is as fast

@@ -34,9 +34,13 @@ def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
-@functools.cache
-def body_of(kind: Hashable) -> str:
+def body_of(kind: type[Any]) -> str:
     """The statements of a class's `forward`, without comments and layout; empty where there is no source."""
+    return _body_of(kind)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _body_of(kind: Hashable) -> str:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))  # type: ignore[attr-defined]
     except (AttributeError, OSError, TypeError, SyntaxError):

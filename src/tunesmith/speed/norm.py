@@ -64,7 +64,7 @@ def _rms_norm(module: torch.nn.Module) -> Callable[..., Any] | None:
 
 def _is_output(module: Any) -> bool:
     """Whether the module's code is BERT's: a dense layer, dropout, the residual and a norm."""
-    return body_of(type(module)) == body_of(BertSelfOutput) and type(module.LayerNorm) is torch.nn.LayerNorm  # type: ignore[arg-type]
+    return body_of(type(module)) == body_of(BertSelfOutput) and type(module.LayerNorm) is torch.nn.LayerNorm
 
 
 def _output(module: Any) -> Callable[..., Any]:
