@@ -233,10 +233,13 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
 
 
 def speed_facts(model: PreTrainedModel, spec: RunSpec, train: Encoded | None = None) -> Facts:
-    """What the choice of accelerations for a model of a resolved spec depends on; without training rows, for prediction."""
-    facts = Facts(model, spec.train.precision == "bf16", train is not None, spec.train.extra, float(spec.train.weight_decay))
-    if train is not None:
-        facts.token_ids = train.token_ids
+    """What the choice of accelerations for a model of a resolved spec depends on; without training rows, for prediction.
+
+    A model whose head is solved for only predicts.
+    """
+    facts = Facts(model, spec.train.precision == "bf16", False, spec.train.extra, float(spec.train.weight_decay))
+    if train is not None and METHODS.get(spec.method.name).engine == "trainer":
+        facts.training, facts.token_ids = True, lambda: train.token_ids
     return facts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import tempfile
@@ -55,13 +56,12 @@ class Encoded:
         """`file:line` of an example."""
         return self.rows.place(self.row[index])
 
+    @functools.cached_property
     def token_ids(self) -> np.ndarray:
         """The ids of all tokens, each once, ascending."""
-        used: np.ndarray = np.empty(0, np.int64)
-        for start in range(0, len(self), UNIQUE_ROWS):
-            rows = self.dataset[start : start + UNIQUE_ROWS]["input_ids"]
-            used = np.union1d(used, np.concatenate(rows))
-        return used.astype(np.int64)
+        parts = self.dataset.with_format("arrow").iter(UNIQUE_ROWS)
+        used = [np.unique(part["input_ids"].combine_chunks().flatten().to_numpy()) for part in parts]
+        return np.unique(np.concatenate(used)).astype(np.int64)
 
     def sources(self, indices: Iterable[int | np.integer[Any]]) -> dict[str, list[Any]]:
         """The canonical rows of these examples, as columns."""

@@ -92,8 +92,8 @@ def cut_by_length(
 
 
 def cut_evenly(lengths: np.ndarray | Sequence[int], tokens_per_batch: int) -> list[np.ndarray]:
-    """Indices into lengths, longest first, in the fewest batches of at most so many tokens (a single longer row stands alone), all of
-    about as many."""
+    """Indices into lengths, longest first, in few batches of at most so many tokens (a single longer row stands alone), all of about
+    as many."""
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")
     left = int(lengths.sum())

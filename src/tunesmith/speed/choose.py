@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from tunesmith.errors import InputError, did_you_mean
@@ -46,20 +45,26 @@ def accelerated(facts: Facts, names: list[str]) -> Iterator[None]:
 def _try_together(facts: Facts, names: list[str]) -> dict[str, str | None]:
     """Why each is not for this model, or None. All are applied at once; only when the model then computes something else, one by one."""
     expected = facts.outputs()
-    reasons: dict[str, str | None] = {}
-    apart = math.inf
-    with ExitStack() as undos:
-        for name in names:
-            reasons[name] = _apply(name, facts, undos)
-        with suppress(Exception):
-            apart = difference(facts.outputs(), expected)
-    if apart <= 1:
+    reasons, disagreement = _try(names, facts, expected)
+    if disagreement is None:
         return reasons
-    reasons |= {name: _try_alone(name, facts, expected) for name in names if reasons[name] is None}
+    for name in [name for name in names if reasons[name] is None]:
+        alone, disagreement = _try([name], facts, expected)
+        reasons[name] = alone[name] or disagreement
     chosen = [name for name in names if reasons[name] is None]
-    with accelerated(facts, chosen):
-        agree = difference(facts.outputs(), expected) <= 1
-    return reasons if agree else reasons | dict.fromkeys(chosen, "together they compute something else on this model")
+    _, disagreement = _try(chosen, facts, expected)
+    return reasons if disagreement is None else reasons | dict.fromkeys(chosen, f"together with the others: {disagreement}")
+
+
+def _try(names: list[str], facts: Facts, expected: torch.Tensor) -> tuple[dict[str, str | None], str | None]:
+    """(why each cannot be applied, or None; why the model does not give the expected outputs with those that can, or None)."""
+    with ExitStack() as undos:
+        reasons = {name: _apply(name, facts, undos) for name in names}
+        try:
+            apart = difference(facts.outputs(), expected)
+        except Exception as error:  # whatever a model raises, it is computed as transformers does
+            return reasons, _said(error)
+    return reasons, None if apart <= 1 else f"this model computes something else with it: {apart:.3g} times what rounding explains"
 
 
 def _apply(name: str, facts: Facts, undos: ExitStack) -> str | None:
@@ -71,19 +76,6 @@ def _apply(name: str, facts: Facts, undos: ExitStack) -> str | None:
     except Exception as error:  # a model of whatever make: it is computed as transformers does
         return _said(error)
     return None
-
-
-def _try_alone(name: str, facts: Facts, expected: torch.Tensor) -> str | None:
-    """Why the acceleration is not for this model, or None when the model gives the expected outputs with it."""
-    with ExitStack() as undos:
-        reason = _apply(name, facts, undos)
-        if reason is not None:
-            return reason
-        try:
-            apart = difference(facts.outputs(), expected)
-        except Exception as error:
-            return _said(error)
-    return None if apart <= 1 else f"this model computes something else with it: {apart:.3g} times what rounding explains"
 
 
 def _said(error: Exception) -> str:

@@ -53,6 +53,8 @@ class Stack:
         self.out_sizes = [layer.weight.shape[0] for layer in layers]
         self.ranks = [0 if layer.lora_a is None else layer.lora_a.shape[0] for layer in layers]
         self._made: dict[tuple[str, torch.dtype], tuple[list[tuple[int, int]], torch.Tensor]] = {}
+        self._beside: dict[torch.dtype, list[tuple[int, int]]] = {}
+        """The B that stand in the weights of a type, and their versions."""
         self._input: torch.Tensor | None = None
         self._outputs: dict[int, torch.Tensor] = {}
 
@@ -75,6 +77,10 @@ class Stack:
         bases = self._stacked("weight", dtype, [layer.weight for layer in self.layers], (sum(self.out_sizes), self._width))
         if not any(self.ranks):
             return bases
+        state = [(layer.lora_b.data_ptr(), layer.lora_b._version) for layer in self.layers if layer.lora_b is not None]
+        if self._beside.get(dtype) == state:
+            return bases
+        self._beside[dtype] = state
         row, column = 0, self.in_features
         for layer, size, rank in zip(self.layers, self.out_sizes, self.ranks, strict=True):
             if layer.lora_b is not None:

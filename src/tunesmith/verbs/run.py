@@ -40,6 +40,8 @@ class Run:
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
+        self._accelerations: dict[int, list[str]] = {}
+        """What was chosen for the run's own model and its base, by identity: the run holds both."""
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -106,7 +108,9 @@ class Run:
         from tunesmith.speed.choose import accelerated, choose
 
         facts = speed_facts(model, self.spec)
-        return accelerated(facts, choose(facts, self.spec.speed.off)[0])
+        if id(model) not in self._accelerations:
+            self._accelerations[id(model)] = choose(facts, self.spec.speed.off)[0]
+        return accelerated(facts, self._accelerations[id(model)])
 
     def _scorer(self, model: Any = None) -> Scorer:
         return Scorer(model or self.model, self._task, self.spec.task, int(self.tokenizer.pad_token_id), self.spec.train)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.plan import BatchPlan, cut_by_length
+from tunesmith.data.plan import BatchPlan, cut_by_length, cut_evenly
 
 lengths_of = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 
@@ -137,3 +137,19 @@ def test_an_enormous_step_is_cut_too() -> None:
 @pytest.mark.parametrize("num_rows", [1, 7, 8, 9])
 def test_steps_per_epoch_rounds_up(num_rows: int) -> None:
     assert plan_of([4] * num_rows, rows_per_step=8).steps_per_epoch == len(plan_of([4] * num_rows, rows_per_step=8).batches(0))
+
+
+@given(lengths=st.lists(st.integers(1, 200), max_size=80), tokens=st.integers(1, 600))
+def test_even_cuts_hold_every_row_once_within_the_bound(lengths: list[int], tokens: int) -> None:
+    parts = cut_evenly(lengths, tokens)
+    assert sorted(index for part in parts for index in part.tolist()) == list(range(len(lengths)))
+    assert all(len(part) == 1 or sum(lengths[index] for index in part) <= tokens for part in parts)
+    ordered = [lengths[index] for part in parts for index in part]
+    assert ordered == sorted(lengths, reverse=True)
+
+
+def test_even_cuts_are_even() -> None:
+    parts = cut_evenly([10] * 50, 300)
+    assert [len(part) for part in parts] == [26, 24]
+    plan = BatchPlan(np.asarray([10] * 50), 50, 300, seed=0, end_to_end=True)
+    assert [plan.num_computed(part) for part in plan.batches(0)[0]] == [260, 240]
