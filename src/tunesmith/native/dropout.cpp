@@ -1,29 +1,22 @@
-// Dropout whose mask is drawn again wherever it is needed, alone or with the residual that it is added to.
+// Dropout whose mask is drawn again wherever it is needed.
 #include "native.h"
 
-template <typename In, typename Residual, typename Out>
-static void dropout_add(const In *x, const Residual *residual, Out *out, int64_t count, const Dropout dropout, int64_t offset) {
+template <typename In, typename Out>
+static void drop(const In *x, Out *out, int64_t count, const Dropout dropout, int64_t offset) {
     constexpr int64_t TILE = 1024;
     parallel_for((count + TILE - 1) / TILE, 8, [=](int64_t first, int64_t last) {
         const int64_t begin = first * TILE, end = std::min(count, last * TILE);
         with_uniforms(dropout, offset + begin, end - begin, [=](int64_t at, int64_t elements, const uint16_t *uniforms) {
             const int64_t start = begin + at;
-            if (residual) {
 #pragma omp simd
-                for (int64_t i = 0; i < elements; ++i)
-                    out[start + i] = from_float<Out>(to_float(residual[start + i]) + to_float(x[start + i]) * dropout.factor(uniforms[i]));
-            } else {
-#pragma omp simd
-                for (int64_t i = 0; i < elements; ++i)
-                    out[start + i] = from_float<Out>(to_float(x[start + i]) * dropout.factor(uniforms[i]));
-            }
+            for (int64_t i = 0; i < elements; ++i) out[start + i] = from_float<Out>(to_float(x[start + i]) * dropout.factor(uniforms[i]));
         });
     });
 }
 
-#define DROPOUT(NAME, IN, OUT)                                                                                                      \
-    extern "C" void dropout_##NAME(const IN *x, const OUT *residual, OUT *out, int64_t count, double p, int64_t seed, int64_t offset) { \
-        dropout_add(x, residual, out, count, Dropout(p, seed), offset);                                                               \
+#define DROPOUT(NAME, IN, OUT)                                                                                       \
+    extern "C" void dropout_##NAME(const IN *x, OUT *out, int64_t count, double p, int64_t seed, int64_t offset) {   \
+        drop(x, out, count, Dropout(p, seed), offset);                                                               \
     }
 DROPOUT(fp32_fp32, float, float)
 DROPOUT(bf16_fp32, bf16, float)

@@ -23,31 +23,19 @@ def dropout(x: torch.Tensor, p: float, seed: int, offset: int = 0) -> torch.Tens
 
     The mask is not stored: backward draws it again.
     """
-    return _Dropout.apply(x, None, float(p), seed, offset)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def dropout_add(x: torch.Tensor, residual: torch.Tensor, p: float, seed: int) -> torch.Tensor:
-    """`residual + dropout(x)` in the type that both promote to, rounded once."""
-    return _Dropout.apply(x, residual, float(p), seed, 0)  # type: ignore[no-any-return, no-untyped-call]
+    return _Dropout.apply(x, float(p), seed, offset)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     """LayerNorm over the last dimension, in x's type."""
-    return _LayerNorm.apply(x, None, weight, bias, float(eps), 0.0, 0, False)  # type: ignore[no-any-return, no-untyped-call]
+    return _LayerNorm.apply(x, None, weight, bias, float(eps), 0.0, 0)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def dropout_add_layer_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, p: float, seed: int
 ) -> torch.Tensor:
     """`layer_norm(residual + dropout(x))` in the type that x and residual promote to."""
-    return _LayerNorm.apply(x, residual, weight, bias, float(eps), float(p), seed, False)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def dropout_add_layer_norm_twice(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, p: float, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, and its copy in bf16 for the products that follow: the gradients of both are added where they are used."""
-    return _LayerNorm.apply(x, residual, weight, bias, float(eps), float(p), seed, True)  # type: ignore[no-any-return, no-untyped-call]
+    return _LayerNorm.apply(x, residual, weight, bias, float(eps), float(p), seed)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
@@ -93,23 +81,15 @@ def adamw_step(
     weight_decay: float,
     step: int,
     grad_scale: float = 1.0,
-    copies: Sequence[torch.Tensor] | None = None,
 ) -> None:
-    """One step of torch.optim.AdamW in place, over fp32 tensors with gradients times `grad_scale`; `step` counts from 1.
-
-    `copies`: bf16 tensors that receive the new values.
-    """
+    """One step of torch.optim.AdamW in place, over fp32 tensors with gradients times `grad_scale`; `step` counts from 1."""
     sizes = [param.numel() for param in params]
     for tensors in (params, grads, exp_avgs, exp_avg_sqs):
         _check_all(tensors, sizes, torch.float32)
-    if copies is not None:
-        _check_all(copies, sizes, torch.bfloat16)
     pointers = [_pointers(tensors) for tensors in (params, grads, exp_avgs, exp_avg_sqs)]
     numbers = (float(lr), float(betas[0]), float(betas[1]), float(eps), float(weight_decay), int(step), float(grad_scale))
-    call(
-        "adamw_step", *pointers, None if copies is None else _pointers(copies), torch.tensor(sizes, dtype=torch.int64), len(sizes), *numbers
-    )
-    increment_version([*params, *exp_avgs, *exp_avg_sqs, *(copies or ())])
+    call("adamw_step", *pointers, torch.tensor(sizes, dtype=torch.int64), len(sizes), *numbers)
+    increment_version([*params, *exp_avgs, *exp_avg_sqs])
 
 
 def grad_norm(grads: Sequence[torch.Tensor]) -> float:
@@ -128,30 +108,20 @@ def grad_norm(grads: Sequence[torch.Tensor]) -> float:
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, residual: torch.Tensor | None, p: float, seed: int, offset: int) -> torch.Tensor:
-        ctx.dtypes = x.dtype, None if residual is None else residual.dtype
-        ctx.draw = p, seed, offset
+    def forward(ctx: Any, x: torch.Tensor, p: float, seed: int, offset: int) -> torch.Tensor:
+        ctx.dtype, ctx.draw = x.dtype, (p, seed, offset)
         _check(x)
-        if residual is None:
-            return _dropped(x, None, x.dtype, ctx.draw)
-        assert residual.shape == x.shape
-        dtype = torch.promote_types(x.dtype, residual.dtype)
-        residual = residual.to(dtype)
-        _check(residual)
-        return _dropped(x, residual, dtype, ctx.draw)
+        return _dropped(x, x.dtype, ctx.draw)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        x_dtype, residual_dtype = ctx.dtypes
-        grad_x = _dropped(grad.contiguous(), None, x_dtype, ctx.draw) if ctx.needs_input_grad[0] else None
-        return grad_x, grad.to(residual_dtype) if ctx.needs_input_grad[1] else None, None, None, None
+        return _dropped(grad.contiguous(), ctx.dtype, ctx.draw), None, None, None
 
 
-def _dropped(x: torch.Tensor, residual: torch.Tensor | None, dtype: torch.dtype, draw: tuple[float, int, int]) -> torch.Tensor:
-    p, seed, offset = draw
+def _dropped(x: torch.Tensor, dtype: torch.dtype, draw: tuple[float, int, int]) -> torch.Tensor:
     out = torch.empty(x.shape, dtype=dtype)
-    call(f"dropout_{NAMES[x.dtype]}_{NAMES[dtype]}", x, residual, out, x.numel(), p, seed, offset)
+    call(f"dropout_{NAMES[x.dtype]}_{NAMES[dtype]}", x, out, x.numel(), *draw)
     return out
 
 
@@ -166,7 +136,6 @@ class _LayerNorm(torch.autograd.Function):
         eps: float,
         p: float,
         seed: int,
-        twice: bool,
     ) -> Any:
         dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
         ctx.dtypes = x.dtype, None if residual is None else residual.dtype, dtype
@@ -178,17 +147,16 @@ class _LayerNorm(torch.autograd.Function):
         rows, width = _rows(x, weight, bias)
         total = x if residual is None else torch.empty(x.shape, dtype=dtype)
         out = torch.empty(x.shape, dtype=dtype)
-        low = torch.empty(x.shape, dtype=torch.bfloat16) if twice else None
         mean, rstd = torch.empty(rows), torch.empty(rows)
         kernel = f"layer_norm_{NAMES[x.dtype]}_{NAMES[dtype]}"
-        call(kernel, x, residual, weight.float(), bias.float(), total, out, low, mean, rstd, rows, width, eps, p, seed)
+        call(kernel, x, residual, weight.float(), bias.float(), total, out, mean, rstd, rows, width, eps, p, seed)
         ctx.save_for_backward(total, weight, mean, rstd)
         ctx.draw = p, seed
-        return out if low is None else (out, low)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor, grad_low: torch.Tensor | None = None) -> Any:
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         total, weight, mean, rstd = ctx.saved_tensors
         x_dtype, residual_dtype, dtype = ctx.dtypes
         dropped = residual_dtype is not None and ctx.needs_input_grad[0]
@@ -197,13 +165,13 @@ class _LayerNorm(torch.autograd.Function):
         grad_weight, grad_bias = torch.zeros(weight.shape), torch.zeros(weight.shape)
         call(
             f"layer_norm_backward_{NAMES[x_dtype]}_{NAMES[dtype]}",
-            *(total, weight.float(), mean, rstd, grad.contiguous(), None if grad_low is None else grad_low.contiguous()),
+            *(total, weight.float(), mean, rstd, grad.contiguous()),
             *(grad_total, grad_x, grad_weight, grad_bias, len(mean), len(weight), *ctx.draw),
         )
         if residual_dtype is None:
             grad_x = grad_total
         grad_residual = grad_total.to(residual_dtype) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_residual, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None, None, None
+        return grad_x, grad_residual, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None, None
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -25,10 +25,10 @@ template <typename Body> static void with_sums(int64_t rows, int64_t width, floa
 
 // ---- LayerNorm ----
 
-// Normalises a row of `sum`; `low` is a copy of y in bf16, for a product that wants one.
+// Normalises a row of `sum`.
 template <typename T>
-static INLINE void normalise(const T *sum, const float *weight, const float *bias, T *y, bf16 *low, float *mean, float *rstd,
-                             int64_t width, float eps) {
+static INLINE void normalise(const T *sum, const float *weight, const float *bias, T *y, float *mean, float *rstd, int64_t width,
+                             float eps) {
     float total = 0, squares = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < width; ++i) total += to_float(sum[i]);
@@ -38,22 +38,13 @@ static INLINE void normalise(const T *sum, const float *weight, const float *bia
     const float r = 1.0f / std::sqrt(squares / float(width) + eps);
     *mean = m;
     *rstd = r;
-    if (low) {
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) {
-            const float value = (to_float(sum[i]) - m) * r * weight[i] + bias[i];
-            y[i] = from_float<T>(value);
-            low[i] = from_float<bf16>(value);
-        }
-    } else {
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) y[i] = from_float<T>((to_float(sum[i]) - m) * r * weight[i] + bias[i]);
-    }
+    for (int64_t i = 0; i < width; ++i) y[i] = from_float<T>((to_float(sum[i]) - m) * r * weight[i] + bias[i]);
 }
 
 template <typename In, typename T>
-static void layer_norm(const In *x, const T *residual, const float *weight, const float *bias, T *sum, T *y, bf16 *low, float *mean,
-                       float *rstd, int64_t rows, int64_t width, float eps, const Dropout dropout) {
+static void layer_norm(const In *x, const T *residual, const float *weight, const float *bias, T *sum, T *y, float *mean, float *rstd,
+                       int64_t rows, int64_t width, float eps, const Dropout dropout) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             const int64_t first = row * width;
@@ -68,29 +59,21 @@ static void layer_norm(const In *x, const T *residual, const float *weight, cons
                 });
             else
                 source = reinterpret_cast<const T *>(x) + first;  // the caller's In is T
-            normalise(source, weight, bias, y + first, low ? low + first : nullptr, mean + row, rstd + row, width, eps);
+            normalise(source, weight, bias, y + first, mean + row, rstd + row, width, eps);
         }
     });
 }
 
 // The gradients of one row: of the sum into `out`, of weight and bias into sums [2, width].
 template <typename T>
-static INLINE void normalise_backward(const T *sum, const float *weight, const T *grad, const bf16 *grad_low, T *out, float *sums,
-                                      float *row, int64_t width, float m, float r) {
+static INLINE void normalise_backward(const T *sum, const float *weight, const T *grad, T *out, float *sums, int64_t width, float m, float r) {
     float total = 0, along = 0;
     float *const sums_bias = sums + width;
-    if (grad_low) {
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) row[i] = to_float(grad[i]) + to_float(grad_low[i]);
-    } else {
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) row[i] = to_float(grad[i]);
-    }
 #pragma omp simd reduction(+ : total, along)
     for (int64_t i = 0; i < width; ++i) {
-        const float normal = (to_float(sum[i]) - m) * r, slope = row[i] * weight[i];
-        sums[i] += row[i] * normal;
-        sums_bias[i] += row[i];
+        const float normal = (to_float(sum[i]) - m) * r, slope = to_float(grad[i]) * weight[i];
+        sums[i] += to_float(grad[i]) * normal;
+        sums_bias[i] += to_float(grad[i]);
         total += slope;
         along += slope * normal;
     }
@@ -98,20 +81,17 @@ static INLINE void normalise_backward(const T *sum, const float *weight, const T
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) {
         const float normal = (to_float(sum[i]) - m) * r;
-        out[i] = from_float<T>(r * (row[i] * weight[i] - mean_slope - normal * mean_along));
+        out[i] = from_float<T>(r * (to_float(grad[i]) * weight[i] - mean_slope - normal * mean_along));
     }
 }
 
 template <typename In, typename T>
 static void layer_norm_backward(const T *sum, const float *weight, const float *mean, const float *rstd, const T *grad,
-                                const bf16 *grad_low, T *grad_sum, In *grad_x, float *grad_weight, float *grad_bias, int64_t rows,
+                                T *grad_sum, In *grad_x, float *grad_weight, float *grad_bias, int64_t rows,
                                 int64_t width, const Dropout dropout) {
     with_sums(rows, width, {grad_weight, grad_bias}, [=](int64_t row, float *sums) {
-        static thread_local std::vector<float> scratch;
-        scratch.resize(size_t(width));
         const int64_t first = row * width;
-        normalise_backward(sum + first, weight, grad + first, grad_low ? grad_low + first : nullptr, grad_sum + first, sums,
-                           scratch.data(), width, mean[row], rstd[row]);
+        normalise_backward(sum + first, weight, grad + first, grad_sum + first, sums, width, mean[row], rstd[row]);
         if (grad_x)
             with_uniforms(dropout, first, width, [=](int64_t at, int64_t elements, const uint16_t *uniforms) {
                 const T *from = grad_sum + first + at;
@@ -124,14 +104,13 @@ static void layer_norm_backward(const T *sum, const float *weight, const float *
 
 #define LAYER_NORM(NAME, IN, T)                                                                                                   \
     extern "C" void layer_norm_##NAME(const IN *x, const T *residual, const float *weight, const float *bias, T *sum, T *y,       \
-                                      bf16 *low, float *mean, float *rstd, int64_t rows, int64_t width, double eps, double p,     \
-                                      int64_t seed) {                                                                             \
-        layer_norm(x, residual, weight, bias, sum, y, low, mean, rstd, rows, width, float(eps), Dropout(p, seed));                \
+                                      float *mean, float *rstd, int64_t rows, int64_t width, double eps, double p, int64_t seed) { \
+        layer_norm(x, residual, weight, bias, sum, y, mean, rstd, rows, width, float(eps), Dropout(p, seed));                     \
     }                                                                                                                             \
     extern "C" void layer_norm_backward_##NAME(const T *sum, const float *weight, const float *mean, const float *rstd,           \
-                                               const T *grad, const bf16 *grad_low, T *grad_sum, IN *grad_x, float *grad_weight,  \
-                                               float *grad_bias, int64_t rows, int64_t width, double p, int64_t seed) {           \
-        layer_norm_backward(sum, weight, mean, rstd, grad, grad_low, grad_sum, grad_x, grad_weight, grad_bias, rows, width,       \
+                                               const T *grad, T *grad_sum, IN *grad_x, float *grad_weight, float *grad_bias,      \
+                                               int64_t rows, int64_t width, double p, int64_t seed) {                             \
+        layer_norm_backward(sum, weight, mean, rstd, grad, grad_sum, grad_x, grad_weight, grad_bias, rows, width,                 \
                             Dropout(p, seed));                                                                                    \
     }
 LAYER_NORM(fp32_fp32, float, float)

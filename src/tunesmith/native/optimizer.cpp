@@ -22,8 +22,8 @@ struct AdamW {
     float decay, rate1, beta2, rate2, eps, step_size, root_correction, grad_scale;
 };
 
-// torch.optim.AdamW's formulas in its order; `copy`, if there is one, receives the new values in bf16.
-static void adamw(float *param, const float *grad, float *exp_avg, float *exp_avg_sq, bf16 *copy, int64_t count, const AdamW a) {
+// torch.optim.AdamW's formulas in its order.
+static void adamw(float *param, const float *grad, float *exp_avg, float *exp_avg_sq, int64_t count, const AdamW a) {
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
         const float g = grad[i] * a.grad_scale;
@@ -33,22 +33,16 @@ static void adamw(float *param, const float *grad, float *exp_avg, float *exp_av
         exp_avg_sq[i] = v;
         param[i] = param[i] * a.decay - a.step_size * m / (std::sqrt(v) / a.root_correction + a.eps);
     }
-    if (!copy) return;
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) copy[i] = from_float<bf16>(param[i]);
 }
 
 extern "C" void adamw_step(float *const *params, const float *const *grads, float *const *exp_avgs, float *const *exp_avg_sqs,
-                           bf16 *const *copies, const int64_t *sizes, int64_t tensors, double lr, double beta1, double beta2, double eps,
+                           const int64_t *sizes, int64_t tensors, double lr, double beta1, double beta2, double eps,
                            double weight_decay, int64_t step, double grad_scale) {
     const double correction1 = 1 - std::pow(beta1, double(step)), correction2 = 1 - std::pow(beta2, double(step));
     const AdamW a{float(1 - lr * weight_decay), float(1 - beta1),       float(beta2),                  float(1 - beta2), float(eps),
                   float(lr / correction1),      float(std::sqrt(correction2)), float(grad_scale)};
-    constexpr int64_t TILE = 4096;  // small enough for the copy to read from cache
-    over_tensors(sizes, tensors, 4 * TILE, [=](int64_t tensor, int64_t begin, int64_t end) {
-        for (int64_t at = begin; at < end; at += TILE)
-            adamw(params[tensor] + at, grads[tensor] + at, exp_avgs[tensor] + at, exp_avg_sqs[tensor] + at,
-                  copies && copies[tensor] ? copies[tensor] + at : nullptr, std::min(TILE, end - at), a);
+    over_tensors(sizes, tensors, 16384, [=](int64_t tensor, int64_t begin, int64_t end) {
+        adamw(params[tensor] + begin, grads[tensor] + begin, exp_avgs[tensor] + begin, exp_avg_sqs[tensor] + begin, end - begin, a);
     });
 }
 

@@ -297,22 +297,16 @@ bool better_turned(const Operand &a, const Operand &b) {
 
 }  // namespace
 
-// `packed`: room for the panels of b as a right operand.
-extern "C" void pack_right(const bf16 *b, bf16 *packed, int64_t k, int64_t n, int64_t k_stride, int64_t n_stride) {
-    pack_whole({b, n, k, n_stride, k_stride}, true, packed);
-}
-
-// One stride of a and one of b is 1. With `packed`, b is what pack_right wrote.
+// One stride of a and one of b is 1.
 extern "C" void product(const bf16 *a, const bf16 *b, void *out, const float *bias, int64_t m, int64_t n, int64_t k, int64_t a_m_stride,
-                        int64_t a_k_stride, int64_t b_k_stride, int64_t b_n_stride, int64_t out_stride, int64_t is_bf16, int64_t accumulate,
-                        int64_t packed) {
+                        int64_t a_k_stride, int64_t b_k_stride, int64_t b_n_stride, int64_t out_stride, int64_t is_bf16, int64_t accumulate) {
     thread_local Buffer buffer;
     const Operand left{a, m, k, a_m_stride, a_k_stride}, right{b, n, k, b_n_stride, b_k_stride};
-    const bool turned = !packed && better_turned(left, right), streams_a = packed || m >= n;
+    const bool turned = better_turned(left, right), streams_a = m >= n;
     const Operand &streamed = streams_a ? left : right, &kept = streams_a ? right : left;
-    Job job{streamed, kept, packed ? b : nullptr, streams_a, turned, {out, m, n, out_stride, bias, bool(is_bf16), bool(accumulate)}};
+    Job job{streamed, kept, nullptr, streams_a, turned, {out, m, n, out_stride, bias, bool(is_bf16), bool(accumulate)}};
     const bool in_place = job.streamed_right() && Job::in_place(kept) && kept.outer % 32 == 0;
-    if (!packed && !in_place) {
+    if (!in_place) {
         bf16 *whole = buffer.of<bf16>(kept.panels() * kept.steps() * STEP);
         pack_whole(kept, !job.streamed_right(), whole);
         job.whole = whole;

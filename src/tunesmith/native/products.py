@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from tunesmith.native.library import call, library, why_not_native
+from tunesmith.native.library import library, why_not_native
 
 
 @functools.cache
@@ -19,26 +18,9 @@ def has_tiles() -> bool:
     return native is not None and bool(native.has_tiles())
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A matrix [k, n] in the order in which the products read it: for one that is multiplied many times and does not change."""
-
-    panels: torch.Tensor
-    k: int
-    n: int
-
-
-def pack(b: torch.Tensor) -> Packed:
-    """A copy of b [k, n], which `product` then need not make at each call."""
-    k, n = b.shape
-    panels = torch.empty(-(-n // 32) * -(-k // 32) * 1024, dtype=torch.bfloat16)
-    call("pack_right", b, panels, k, n, *_strides(b))
-    return Packed(panels, k, n)
-
-
 def product(
     a: torch.Tensor,
-    b: torch.Tensor | Packed,
+    b: torch.Tensor,
     bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
@@ -50,8 +32,7 @@ def product(
     The bits do not depend on the number of threads.
     """
     m, k = a.shape
-    packed = isinstance(b, Packed)
-    depth, n, operand, b_strides = (b.k, b.n, b.panels, (1, 1)) if isinstance(b, Packed) else (*b.shape, b, _strides(b))
+    depth, n = b.shape
     assert k == depth, (k, depth)
     if out is None:
         assert not accumulate
@@ -61,8 +42,8 @@ def product(
     assert out.stride(1) == 1 or n <= 1, out.stride()
     assert bias is None or bias.shape == (n,), bias
     values = None if bias is None else bias.float().contiguous()
-    pointers = a.data_ptr(), operand.data_ptr(), out.data_ptr(), None if values is None else values.data_ptr()
-    _kernel()(*pointers, m, n, k, *_strides(a), *b_strides, out.stride(0), out.dtype == torch.bfloat16, accumulate, packed)
+    pointers = a.data_ptr(), b.data_ptr(), out.data_ptr(), None if values is None else values.data_ptr()
+    _kernel()(*pointers, m, n, k, *_strides(a), *_strides(b), out.stride(0), out.dtype == torch.bfloat16, accumulate)
     return out
 
 
@@ -71,7 +52,7 @@ def _kernel() -> Callable[..., None]:
     """Called directly: the products of a step are so many that `call` would show."""
     native = library()
     assert native is not None, why_not_native()
-    native.product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 11
+    native.product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 10
     native.product.restype = None
     return native.product
 

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from tunesmith.native import functions as native
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def kept(count: int, p: float, seed: int, offset: int = 0) -> torch.Tensor:
@@ -97,20 +88,6 @@ def test_backward_draws_the_same_mask(dtype: torch.dtype) -> None:
     out.backward(torch.ones_like(out))
     assert torch.equal(x.grad, out.detach())  # type: ignore[arg-type]
     assert 0.2 < (out == 0).float().mean() < 0.3
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16])
-def test_dropout_and_residual(dtype: torch.dtype, residual_dtype: torch.dtype) -> None:
-    x = torch.randn(13, 77).to(dtype).requires_grad_()
-    residual = torch.randn(13, 77).to(residual_dtype).requires_grad_()
-    out = native.dropout_add(x, residual, 0.1, 3)
-    mask = native.dropout(torch.ones(13, 77), 0.1, 3)
-    torch.testing.assert_close(out, (residual.float() + x.float() * mask).to(torch.promote_types(dtype, residual_dtype)))
-    grad = torch.randn(13, 77).to(out.dtype)
-    out.backward(grad)
-    assert torch.equal(x.grad, (grad.float() * mask).to(dtype))  # type: ignore[arg-type]
-    assert torch.equal(residual.grad, grad.to(residual_dtype))  # type: ignore[arg-type]
 
 
 def test_none_and_all() -> None:
