@@ -7,9 +7,15 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+MOST_BYTES = 10 * 10**9
+"""Of one kind; beyond it what was not used for longest is removed."""
+SAFE_SECONDS = 3600
+"""Who was given a folder may not have opened its files yet."""
 
 
 def cache_folder() -> Path:
@@ -33,6 +39,7 @@ def cached_folder(kind: str, key: str, make: Callable[[Path], None]) -> tuple[Pa
     """
     folder = cache_folder() / kind / key
     if _is_complete(folder):
+        os.utime(folder / "complete.json")
         return folder, True
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{key[:8]}-", dir=folder.parent))
@@ -47,7 +54,19 @@ def cached_folder(kind: str, key: str, make: Callable[[Path], None]) -> tuple[Pa
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    _prune(folder.parent)
     return folder, False
+
+
+def _prune(parent: Path) -> None:
+    """Removes folders, the one not used for longest first, until those left hold no more than MOST_BYTES."""
+    used = {marker.parent: marker.stat().st_mtime for marker in parent.glob("*/complete.json")}
+    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in used}
+    for folder in sorted(used, key=lambda folder: used[folder]):
+        if sum(sizes.values()) <= MOST_BYTES or time.time() - used[folder] < SAFE_SECONDS:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        del sizes[folder]
 
 
 def _is_complete(folder: Path) -> bool:

@@ -29,6 +29,8 @@ SHOWN_TOKENS = 40
 SHOWN_LABELS = 30
 FORWARD_SHARE = 1 / 3
 """Of the time of a training step: a forward pass without gradients."""
+BYTES_PER_WEIGHT = 4
+"""Of a trained weight; the best checkpoint is read beside the model at the end."""
 
 
 def check(
@@ -155,11 +157,12 @@ def estimate(prepared: Prepared, progress: Progress) -> dict[str, Any]:
     tokens = {split: int(encoded.lengths.sum()) for split, encoded in prepared.encoded.items() if split != "train"}
     evaluations = {"validation": _num_evaluations(prepared, epochs) + 1, "test": 1}
     evaluating = sum(count * evaluations[split] for split, count in tokens.items()) * slope * FORWARD_SHARE
+    best = count_parameters(prepared.model)[0] * BYTES_PER_WEIGHT if spec.train.load_best_model_at_end and not solved else 0
     return {
         "seconds": round(training + evaluating, 1),
         "training_seconds": round(training, 1),
         "evaluation_seconds": round(evaluating, 1),
-        "peak_memory_mb": round(peak_memory_bytes() / 1e6),
+        "peak_memory_mb": round((peak_memory_bytes() + best) / 1e6),
         "timed_steps": len(chosen),
         "measured_in_seconds": round(measured, 1),
     }
