@@ -120,7 +120,7 @@ template <typename T, typename Op> struct Forward {
     // From scores (a C) to numerators before division (an A); `sums` of each row of them, before dropout.
     void softmax(const Block &block, float *scores, Op *numerators, float *sums) const {
         const int64_t num_keys = block.end_key - block.first_key, num_tiles = num_keys / 16;
-        for (int64_t row = 0; row < BLOCK; row += 2) {
+        for (int64_t row = 0; row < block.rows; row += 2) {  // what the others hold is multiplied and not stored
             const Span spans[2] = {{block, row}, {block, row + 1}};
             float *const from = scores + row / 16 * num_tiles * TILE<float> + row % 16 * 16;
             f32x16 most[2] = {splat(-std::numeric_limits<float>::infinity()), splat(-std::numeric_limits<float>::infinity())};
@@ -198,7 +198,13 @@ template <typename T, typename Op> struct Backward {
 
     // From scores and the gradients of probabilities to probabilities after dropout and gradients of scores, for keys [key, key + num_keys).
     void differentiate(const Block &block, int64_t key, int64_t num_keys, const float *deltas, const Chunk &chunk) const {
-        for (int64_t row = 0; row < BLOCK; row += 2) {
+        for (int64_t row = block.rows + block.rows % 2; row < BLOCK; row += 2)
+            for (int64_t column = 0; column < num_keys; column += 16) {
+                const int64_t packed = (row / DEPTH<Op> * (num_keys / 16) + column / 16) * TILE<Op> + row % DEPTH<Op> * 16;
+                store_pair(chunk.kept_b + packed, f32x16{}, f32x16{});
+                store_pair(chunk.grads_b + packed, f32x16{}, f32x16{});
+            }
+        for (int64_t row = 0; row < block.rows; row += 2) {
             const Span spans[2] = {{block, row}, {block, row + 1}};
             float maxima[2] = {}, factors[2] = {};
             for (int i = 0; i < 2 && row + i < block.rows; ++i) {

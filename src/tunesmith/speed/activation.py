@@ -21,19 +21,25 @@ def why_not(facts: Facts) -> str | None:
 
 
 def apply(facts: Facts) -> Callable[[], None]:
-    """Approximate GELU layers, and multi-layer perceptrons whose gate and up projections meet in down_proj(act(gate) * up)."""
-    from tunesmith.native.functions import gelu
-
+    """GELU layers (exact ones in bf16), and multi-layer perceptrons whose gate and up projections meet in down_proj(act(gate) * up)."""
     forwards: dict[torch.nn.Module, Callable[..., Any]] = {}
     for module in facts.model.modules():
         product = _gated(getattr(module, "act_fn", None)) if body_of(type(module)) == body_of(LlamaMLP) else None
         if product is not None:
             forwards[module] = _perceptron(module, product)
-        if gelu_kind(module) == "tanh":  # torch's exact one is as fast
-            forwards[module] = lambda input: gelu(input.contiguous(), "tanh")
+        kind = gelu_kind(module)
+        if kind == "tanh" or (kind == "none" and facts.bf16):  # in fp32 torch's exact one is as fast
+            forwards[module] = _gelu(module, kind)
     if not forwards:
         raise Unfit("the model has no activation that torch is slow at")
     return override(forwards)
+
+
+def _gelu(module: torch.nn.Module, kind: str) -> Callable[..., Any]:
+    from tunesmith.native.functions import gelu
+
+    plain = module.forward
+    return lambda input: gelu(input.contiguous(), kind) if kind == "tanh" or input.dtype == torch.bfloat16 else plain(input)
 
 
 def gelu_kind(module: Any) -> str | None:
