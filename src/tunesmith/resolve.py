@@ -17,7 +17,7 @@ from tunesmith.spec import RunSpec, Section, TrainSpec
 
 SHORT_TOKENS = 512
 LONG_QUANTILE = 0.99
-TOKENS_PER_MICRO_BATCH = 4096
+TOKENS_PER_MICRO_BATCH = 2048
 LOGS_PER_RUN = 50
 FEWEST_SPEEDUP = 1.2
 READ_AS_FOUND = ("data.format", "data.delimiter", "data.header", "data.quoting", "data.encoding")
