@@ -234,8 +234,11 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         gate, up = ctx.saved_tensors
-        grad_gate, grad_up = torch.empty(gate.shape, dtype=gate.dtype), torch.empty(gate.shape, dtype=gate.dtype)
-        call(f"times_backward_{ctx.kernel}", gate, up, grad.contiguous(), grad_gate, grad_up, *ctx.sizes, gate.shape[-1])
+        width = gate.shape[-1]
+        grad_gate, grad_up = torch.empty(*gate.shape[:-1], 2 * width, dtype=gate.dtype).split_with_sizes(
+            [width, width], -1
+        )  # as of one product
+        call(f"times_backward_{ctx.kernel}", gate, up, grad.contiguous(), grad_gate, grad_up, *ctx.sizes, 2 * width)
         return grad_gate, grad_up, None
 
 

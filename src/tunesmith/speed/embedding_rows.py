@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.autograd.function import once_differentiable
 
 from tunesmith.registry import Acceleration
 from tunesmith.speed.facts import Facts
@@ -48,6 +49,7 @@ def apply(facts: Facts) -> Callable[[], None]:
     rows = torch.nn.Parameter(whole.detach()[used])
     padding = None if module.padding_idx is None else int(place[module.padding_idx])
     synced = rows._version
+    gradient = _Gradient(rows, padding)
 
     def sync() -> torch.Tensor:
         nonlocal synced
@@ -62,7 +64,9 @@ def apply(facts: Facts) -> Callable[[], None]:
             return F.embedding(input, sync(), module.padding_idx)
         places = place[input]
         assert int(places.min()) >= 0, "a token that no training row has"
-        return F.embedding(places, rows, padding)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # what adds gradients up wants to be handed them
+            return F.embedding(places, rows, padding)
+        return _Embedding.apply(rows, places, gradient)  # type: ignore[no-any-return, no-untyped-call]
 
     def save(_: Any, state: dict[str, torch.Tensor], prefix: str, metadata: Any) -> None:
         state[f"{prefix}weight"] = sync()
@@ -86,6 +90,44 @@ def apply(facts: Facts) -> Callable[[], None]:
         module.weight = whole
 
     return undo
+
+
+class _Gradient:
+    """The gradient of the rows: one tensor for all steps, of which only what the last step wrote is cleared."""
+
+    def __init__(self, rows: torch.nn.Parameter, padding: int | None) -> None:
+        self.rows, self.padding = rows, padding
+        self._tensor: torch.Tensor | None = None
+        self._written: list[torch.Tensor] = []
+
+    def add(self, places: torch.Tensor, grad: torch.Tensor) -> None:
+        """Adds grad [tokens, width] to the rows at `places`, as the backward pass of an embedding does."""
+        if self._tensor is None:
+            self._tensor = torch.zeros_like(self.rows)
+        if self.rows.grad is None:
+            for written in self._written:
+                self._tensor[written] = 0
+            self._written.clear()
+            self.rows.grad = self._tensor
+        self.rows.grad.index_add_(0, places, grad.to(self.rows.dtype))
+        if self.padding is not None:
+            self.rows.grad[self.padding] = 0
+        self._written.append(places)
+
+
+class _Embedding(torch.autograd.Function):
+    """F.embedding whose gradient is not the size of the matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.nn.Parameter, places: torch.Tensor, gradient: _Gradient) -> torch.Tensor:
+        ctx.places, ctx.gradient = places, gradient
+        return F.embedding(places, rows)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        ctx.gradient.add(ctx.places.flatten(), grad.flatten(0, -2))
+        return None, None, None
 
 
 def _rows_in_use(facts: Facts, module: torch.nn.Embedding) -> torch.Tensor:

@@ -117,7 +117,7 @@ def attend(
     # What attention is told is one more than what the mask of an encoder is made of.
     window = sliding_window if sliding_window is None or causal else sliding_window - 1
     dtype = compute_dtype(value)
-    query, key, value = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
+    query, key, value = (states.squeeze(0).transpose(0, 1).to(dtype) for states in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
         attended = varlen_attention(
             query,

@@ -149,7 +149,7 @@ class _Stacked(torch.autograd.Function):
             flat.new_zeros(len(flat), size) if grad is None else grad.reshape(-1, size).to(dtype)
             for grad, size in zip(grads, stack.out_sizes, strict=True)
         ]
-        grad = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        grad = _side_by_side(parts)
         grad_hidden = grad_inner = None
         if ctx.needs_input_grad[0]:
             both = product(grad, stack.weight(dtype))
@@ -161,6 +161,21 @@ class _Stacked(torch.autograd.Function):
             grad_inner = product(grad, stack.weight(dtype)[:, width:])
         wanted = dict(zip(map(id, stack.parameters), ctx.needs_input_grad[2:], strict=True))
         return grad_hidden, None, *_parameter_grads(stack, wanted, grad, flat, inner, grad_inner, ctx.seeds)
+
+
+def _side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
+    """[rows, all columns]: the matrix that the parts are columns of, or else a new one."""
+    first, stride = parts[0], sum(part.shape[1] for part in parts)
+    place = first.storage_offset()
+    for part in parts:
+        if (
+            part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+            or part.stride() != (stride, 1)
+            or part.storage_offset() != place
+        ):
+            return torch.cat(parts, 1)
+        place += part.shape[1]
+    return first.as_strided((len(first), stride), (stride, 1))
 
 
 def _inner(stack: Stack, flat: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:

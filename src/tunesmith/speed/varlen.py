@@ -77,7 +77,10 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out, row_sums = ctx.saved_tensors
         grad = grad if grad.stride(2) == 1 else grad.contiguous()
-        grads = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (q, k, v)]
+        # side by side, as the product that q, k and v may have come from wants them
+        widths = [tensor.shape[1] * tensor.shape[2] for tensor in (q, k, v)]
+        beside = torch.empty(len(q), sum(widths), dtype=q.dtype).split_with_sizes(widths, 1)
+        grads = [part.view(tensor.shape) for part, tensor in zip(beside, (q, k, v), strict=True)]
         if len(ctx.plan.native):
             native.backward([q, k, v, out], grad, row_sums, ctx.shape, ctx.plan.native, grads)
         with torch.autocast("cpu", enabled=False):
