@@ -1,10 +1,10 @@
 from typing import Any
 
 import numpy as np
-import tiny_models
 import torch
 import transformers
 
+import tiny_models
 from tunesmith.speed import embedding_rows
 from tunesmith.speed.facts import Facts
 
