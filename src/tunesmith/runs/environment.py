@@ -60,7 +60,7 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-_MEASURED: dict[str, Any] = {}
+_MEASURED: dict[tuple[Any, ...], Any] = {}
 """What this process has measured or read."""
 
 
@@ -75,11 +75,11 @@ def measured(what: str, *key: Any, measure: Callable[[], Any]) -> Any:
     def write(folder: Path) -> None:
         (folder / "value.json").write_text(json.dumps(measure()))
 
-    complete_key = key_of(what, _processor(), torch.get_num_threads(), torch.__version__, *key)
-    if complete_key not in _MEASURED:
-        folder, _ = cached_folder("values", complete_key, write)
-        _MEASURED[complete_key] = json.loads((folder / "value.json").read_text())
-    return _MEASURED[complete_key]
+    known = (what, torch.get_num_threads(), *key)
+    if known not in _MEASURED:
+        folder, _ = cached_folder("values", key_of(what, _processor(), torch.get_num_threads(), torch.__version__, *key), write)
+        _MEASURED[known] = json.loads((folder / "value.json").read_text())
+    return _MEASURED[known]
 
 
 def bf16_speedup() -> float:
