@@ -41,6 +41,7 @@ CODES: dict[str, str] = {
     "data.ambiguous_columns": "Which column is the text and which the label cannot be seen from the data.",
     "data.column_type": "A value has a type that its column cannot hold.",
     "data.empty_text": "A row has no text.",
+    "data.no_mask": "A text that is to be filled in has no mask.",
     "data.empty_label": "A row has no label.",
     "data.unknown_label": "A row's label is not one of the task's labels.",
     "data.not_a_number": "A row's target is not a finite number.",

@@ -197,7 +197,7 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     tokenizer = load_tokenizer(files.path)
     method = METHODS.get(spec.method.name)
     loaded = load_model(files.path, task, task.head(resolved.spec.task), spec.train.seed, method.quantization(spec.method), files.reference)
-    if task.per_token and loaded.head_parameters:
+    if task.needs_head and loaded.head_parameters:
         shown = ", ".join(sorted(loaded.head_parameters)[:3])
         fix = "start from a model that was trained to write, such as smollm2 (`tunesmith models`)"
         raise InputError("model.load", "the model is no causal language model", where="model.name", found=f"it lacks {shown}, ...", fix=fix)

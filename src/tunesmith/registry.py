@@ -7,8 +7,8 @@ imported when they are asked for, never before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
@@ -17,6 +17,7 @@ from tunesmith.errors import InputError, did_you_mean
 from tunesmith.spec import NamedSection
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -69,7 +70,8 @@ class Task:
     default_model: str
     auto_model: str
     """The transformers class that loads the model, e.g. AutoModelForSequenceClassification."""
-    peft_task_type: str
+    peft_task_type: str | None
+    """PEFT's type of task; None where it has none."""
     recognise: Callable[[Any], str | None]
     """(preview of the data) -> why the data looks like this task, or None; tasks are asked in the order of the registry."""
     canonical: dict[str, str]
@@ -110,10 +112,19 @@ class Task:
     prompt: Callable[[Any, dict[str, list[Any]], PreTrainedTokenizerBase], list[tuple[list[int], str | None]]] | None = None
     """(section, batch of canonical rows, tokenizer) -> (ids to go on from, the text that ought to follow if the row has it); for tasks
     that generate."""
+    to_text: Callable[[Any, PreTrainedTokenizerBase, str, dict[str, Any]], dict[str, Any]] | None = None
+    """(section, tokenizer, text of the row, its prediction) -> the prediction with token ids as text."""
+    for_prediction: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of this record that are others where rows have no answers and are to be given some."""
+    draw: Callable[[Any, PreTrainedTokenizerBase, dict[str, Any], np.random.Generator], dict[str, Any]] | None = None
+    """(section, tokenizer, encoded columns of an example, generator) -> the columns that the model reads and learns from, for tasks that
+    draw these anew in each epoch; what `encode` gives then need not have labels."""
     regroup: Callable[[Any, Iterable[dict[str, list[Any]]], int], Iterable[dict[str, list[Any]]]] | None = None
     """(section, encoded columns batch by batch with `row`, max_length) -> the same in blocks; None leaves rows alone."""
     running_text: bool = False
     """Whether text files without columns are running text, in which a passage may stand twice, rather than one example a line."""
+    needs_head: bool = False
+    """Whether the checkpoint must bring the head: one that was drawn for a language model would have to learn the language anew."""
     per_token: bool = False
     """Whether labels belong to tokens: rows can then be packed, and labels cannot be smoothed."""
 
@@ -130,7 +141,7 @@ class Method:
     """What `learning_rate: auto` becomes."""
     decide: Callable[[Any, Any], list[Decision]]
     """(section, model) -> what becomes of each `auto` of the section."""
-    attach: Callable[[Any, Any, str], PreTrainedModel]
+    attach: Callable[[Any, Any, str | None], PreTrainedModel]
     """(section, loaded model, peft's task type) -> the model to train; only trained weights require gradients."""
     save: Callable[[PreTrainedModel, Path, Path], None]
     """(trained model, folder, folder of the base model): writes files that the transformers class loads by itself."""
@@ -213,6 +224,7 @@ TASKS: Registry[Task] = Registry(
         "chat": "tunesmith.tasks.chat:CHAT",
         "text_classification": "tunesmith.tasks.text_classification:TEXT_CLASSIFICATION",
         "causal_lm": "tunesmith.tasks.causal_lm:CAUSAL_LM",
+        "masked_lm": "tunesmith.tasks.masked_lm:MASKED_LM",
     },
 )
 METHODS: Registry[Method] = Registry(

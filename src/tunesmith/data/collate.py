@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith.data.encode import Encoded
+from tunesmith.data.encode import EVALUATION, Encoded
 from tunesmith.registry import Task
 
 if TYPE_CHECKING:
@@ -19,7 +19,13 @@ IGNORED = -100
 
 
 def collate_rows(
-    encoded: Encoded, indices: np.ndarray | Sequence[int], task: Task, section: Any, pad_token_id: int, pack: bool = False
+    encoded: Encoded,
+    indices: np.ndarray | Sequence[int],
+    task: Task,
+    section: Any,
+    pad_token_id: int,
+    pack: bool = False,
+    key: tuple[int, ...] = EVALUATION,
 ) -> dict[str, torch.Tensor]:
     """Tensors [rows, longest row] of the examples at `indices`, padded on the right; `labels` as the task makes them, if there are any.
 
@@ -29,7 +35,7 @@ def collate_rows(
     """
     import torch
 
-    columns = encoded.dataset[[int(index) for index in indices]]
+    columns = encoded.examples(indices, key)
     lengths = encoded.lengths[np.asarray(indices)]
     if pack:
         return _packed(columns, lengths, pad_token_id)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 ENCODE_ROWS = 1000
 UNIQUE_ROWS = 10_000
+EVALUATION = (0,)
+"""The key of what is drawn for examples that are not trained on: the same each time, so that results compare."""
+
+
+def training_key(seed: int, epoch: int) -> tuple[int, ...]:
+    """The key of what is drawn for examples in an epoch of training."""
+    return (1, seed, epoch)
 
 
 @dataclass
@@ -43,6 +50,10 @@ class Encoded:
     faults: list[tuple[int, Fault]]
     """(row, what is wrong with it) of rows that cannot be encoded, and are not among the examples."""
     from_cache: bool
+    draw: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]] | None = None
+    """The task's `draw`, if it has one."""
+    num_token_ids: int = 0
+    """Ids that the tokenizer has: all of them may be drawn."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -59,9 +70,23 @@ class Encoded:
     @functools.cached_property
     def token_ids(self) -> np.ndarray:
         """The ids of all tokens, each once, ascending."""
+        if self.draw is not None:
+            return np.arange(self.num_token_ids)
         parts = self.dataset.with_format("arrow").iter(UNIQUE_ROWS)
         used = [np.unique(part["input_ids"].combine_chunks().flatten().to_numpy()) for part in parts]
         return np.unique(np.concatenate(used)).astype(np.int64)
+
+    def examples(self, indices: Iterable[int | np.integer[Any]], key: tuple[int, ...] = EVALUATION) -> dict[str, list[Any]]:
+        """What the model reads and learns from, as columns; what is drawn for an example depends on `key` and its index alone."""
+        numbers = [int(index) for index in indices]
+        columns: dict[str, list[Any]] = self.dataset[numbers]
+        if self.draw is None:
+            return columns
+        rows = [
+            self.draw({name: values[number] for name, values in columns.items()}, np.random.default_rng([*key, index]))
+            for number, index in enumerate(numbers)
+        ]
+        return {name: [row[name] for row in rows] for name in rows[0]}
 
     def sources(self, indices: Iterable[int | np.integer[Any]]) -> dict[str, list[Any]]:
         """The canonical rows of these examples, as columns."""
@@ -92,7 +117,8 @@ def encode_rows(
     if faults:
         good = np.flatnonzero([fault is None for fault in written])
         dataset, lengths, full, row = dataset.select(good), lengths[good], full[good], row[good]
-    return Encoded(rows, dataset, lengths, full, row, max_length, faults, from_cache)
+    draw = None if task.draw is None else functools.partial(task.draw, section, tokenizer)
+    return Encoded(rows, dataset, lengths, full, row, max_length, faults, from_cache, draw, len(tokenizer))
 
 
 def _write(rows: Rows, task: Task, section: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path) -> None:
@@ -144,5 +170,5 @@ def code_key(task: Task) -> str:
     import tokenizers
     import transformers
 
-    files = [Path(__file__), *sorted(Path(inspect.getfile(task.encode)).parent.glob("*.py"))]
+    files = [Path(__file__), Path(__file__).with_name("blocks.py"), *sorted(Path(inspect.getfile(task.encode)).parent.glob("*.py"))]
     return key_of([file.read_text(encoding="utf-8") for file in files], tokenizers.__version__, transformers.__version__)

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from tunesmith.data.collate import collate_rows
-from tunesmith.data.encode import Encoded
+from tunesmith.data.encode import Encoded, training_key
 from tunesmith.data.plan import BatchPlan, Step
 from tunesmith.engines.scoring import Scorer
 from tunesmith.errors import RunError
@@ -63,11 +63,11 @@ class Job:
         """What evaluates the model of this job."""
         return Scorer(self.model, self.task, self.spec.task, int(self.tokenizer.pad_token_id), self.spec.train)
 
-    def step_batch(self, step: Step, rows: np.ndarray) -> dict[str, Any]:
+    def step_batch(self, step: Step, rows: np.ndarray, epoch: int = 0) -> dict[str, Any]:
         """The micro-batches of one step of this process, and the weight of the step's `rows` over all processes."""
-        section, pad = self.spec.task, int(self.tokenizer.pad_token_id)
-        labels = self.train.dataset[[int(row) for row in rows]]["labels"]
-        micro_batches = [collate_rows(self.train, indices, self.task, section, pad, self.plan.pack) for indices in step]
+        section, pad, key = self.spec.task, int(self.tokenizer.pad_token_id), training_key(self.spec.train.seed, epoch)
+        labels = self.train.examples(rows, key)["labels"]
+        micro_batches = [collate_rows(self.train, indices, self.task, section, pad, self.plan.pack, key) for indices in step]
         return {"micro_batches": micro_batches, "rows": step, "weight": self.task.loss_weight(section, labels)}
 
 
@@ -143,7 +143,7 @@ class _PlanSampler(Sampler[list[Any]]):
 
     def __iter__(self) -> Iterator[list[Any]]:
         for rows in self.plan.drawn(self.epoch):
-            yield [self.plan.cut(rows[self.rank :: self.plan.world_size]), rows]
+            yield [self.plan.cut(rows[self.rank :: self.plan.world_size]), rows, self.epoch]
 
 
 class _PlanLoader(DataLoader[Any]):

@@ -73,7 +73,7 @@ def blocks_of(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
     return found
 
 
-def attach(section: FreezeSpec, loaded: LoadedModel, peft_task_type: str) -> PreTrainedModel:
+def attach(section: FreezeSpec, loaded: LoadedModel, peft_task_type: str | None) -> PreTrainedModel:
     """The model itself; blocks before the last `num_blocks` and, unless asked for, the embeddings require no gradients.
 
     Raises InputError when new weights, which stand for nothing yet, would be frozen.

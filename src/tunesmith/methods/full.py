@@ -27,7 +27,7 @@ def decide(section: FullSpec, model: PreTrainedModel) -> list[Decision]:
     return []
 
 
-def attach(section: FullSpec, loaded: LoadedModel, peft_task_type: str) -> PreTrainedModel:
+def attach(section: FullSpec, loaded: LoadedModel, peft_task_type: str | None) -> PreTrainedModel:
     """The model itself, all of it trainable."""
     return loaded.model.requires_grad_(True)
 

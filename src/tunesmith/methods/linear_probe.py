@@ -70,7 +70,7 @@ def find_head(model: PreTrainedModel) -> tuple[str, torch.nn.Linear]:
     return heads[-1]
 
 
-def attach(section: LinearProbeSpec, loaded: LoadedModel, peft_task_type: str) -> PreTrainedModel:
+def attach(section: LinearProbeSpec, loaded: LoadedModel, peft_task_type: str | None) -> PreTrainedModel:
     """The model itself; only the last linear layer requires gradients."""
     _, head = find_head(loaded.model)
     loaded.model.requires_grad_(False)

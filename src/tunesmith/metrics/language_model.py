@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 class TokenMeter:
     """Sums of losses, hits and trained tokens of each row."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 1) -> None:
+        """`first` is the first position that is predicted: 1 where each token is predicted from those before it."""
+        self._first = first
         self._rows: list[np.ndarray] = []
 
     def update(self, outputs: Any, labels: torch.Tensor) -> None:
         """Adds a batch: TokenScores, and labels [rows, tokens] with -100 where a token is not trained."""
         import torch
 
-        counts = (labels[:, 1:] >= 0).sum(-1)
+        counts = (labels[:, self._first :] >= 0).sum(-1)
         row = torch.repeat_interleave(torch.arange(len(labels), device=labels.device), counts)
         sums = torch.zeros(3, len(labels), dtype=torch.float64, device=labels.device)
         sums[0].index_add_(0, row, outputs.losses.double())

@@ -62,6 +62,7 @@ LANGUAGE_MODEL: dict[str, Any] = {
     "meter": meter,
     "metrics": lambda section: METRICS,
     "per_token": True,
+    "needs_head": True,
 }
 """What the records of such tasks have in common."""
 

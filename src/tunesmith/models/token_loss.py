@@ -7,7 +7,7 @@ the plain loss; `test_token_loss` holds them to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -45,6 +45,9 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     """Logits are bent to softcap x tanh(logits / softcap) (Gemma 2)."""
+    body: torch.nn.Module | None = None
+    """Where something stands between the pretrained body and the head that sees one position at a time (BERT's transform), the body:
+    positions are chosen where its hidden states leave it."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits in fp32."""
@@ -60,20 +63,24 @@ _CASTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _HEADS: WeakKeyDictionary[torch.nn.Module, Head | None] = WeakKeyDictionary()
 
 
-def score_tokens(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> TokenScores:
-    """Scores of predicting labels [rows, tokens] (aligned with input_ids; -100 where a token is not trained)."""
-    plain = getattr(model, "module", model)
-    if plain not in _HEADS:
-        _HEADS[plain] = find_head(plain)
-    head = _HEADS[plain]
-    trained = torch.zeros_like(labels, dtype=torch.bool)
-    trained[:, :-1] = labels[:, 1:] != IGNORED
-    targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+def score_tokens(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor, shifted: bool = True) -> TokenScores:
+    """Scores of predicting labels [rows, tokens] (aligned with input_ids; -100 where a token is not trained).
+
+    A token is predicted at the position before it, or without `shifted` at its own.
+    """
+    if shifted:
+        trained = torch.zeros_like(labels, dtype=torch.bool)
+        trained[:, :-1] = labels[:, 1:] != IGNORED
+        targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+    else:
+        trained = labels != IGNORED
+        targets = labels[trained]
+    head = _head_of(model)
     if head is None:
         return _score_logits(model(**inputs).logits[trained], targets)
-    hidden = _hidden_states(model, head.module, inputs)[trained]
-    if type(head.module) is torch.nn.Linear and head.module.bias is None:
-        loss, losses, correct = _HeadLoss.apply(hidden, head.module.weight, targets, head)
+    hidden = _hidden_states(model, head, inputs, trained)
+    if type(head.module) is torch.nn.Linear:
+        loss, losses, correct = _HeadLoss.apply(hidden, head.module.weight, head.module.bias, targets, head)  # type: ignore[no-untyped-call]
         return TokenScores(loss, losses, correct)
     parts = []
     for chunk, wanted in zip(torch.split(hidden, CHUNK_TOKENS), torch.split(targets, CHUNK_TOKENS), strict=True):
@@ -88,6 +95,22 @@ def score_tokens(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tens
     )
 
 
+def logits_at(model: Any, inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> torch.Tensor:
+    """Logits [chosen, vocabulary] in fp32 at the positions chosen [rows, tokens], in their order."""
+    head = _head_of(model)
+    logits: torch.Tensor = (
+        model(**inputs).logits[chosen].float() if head is None else head.logits(_hidden_states(model, head, inputs, chosen))
+    )
+    return logits
+
+
+def _head_of(model: Any) -> Head | None:
+    plain = getattr(model, "module", model)
+    if plain not in _HEADS:
+        _HEADS[plain] = find_head(plain)
+    return _HEADS[plain]
+
+
 def find_head(model: Any) -> Head | None:
     """The model's head, when it and nothing else turns hidden states into logits; tried on a few tokens, whatever the model says."""
     module = model.get_output_embeddings()
@@ -95,27 +118,38 @@ def find_head(model: Any) -> Head | None:
     if module is None:
         return None
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    head = Head(module, scale, getattr(config, "final_logit_softcapping", None))
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body = getattr(plain, plain.base_model_prefix, None)
+    heads = [Head(module, scale, getattr(config, "final_logit_softcapping", None), None if body is plain else body)]
+    if heads[0].body is not None:
+        heads.append(replace(heads[0], body=None))
     device = next(model.parameters()).device
     ids = torch.arange(PROBE_TOKENS, device=device)[None, :] % config.vocab_size
+    chosen = torch.ones_like(ids, dtype=torch.bool)
+    chosen[:, ::3] = False
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            expected = model(input_ids=ids).logits.float()
-            hidden = _hidden_states(model, module, {"input_ids": ids})
-            found = head.logits(hidden)
-    except (IndexError, KeyError):  # no hidden state passed through the module
-        return None
+            expected = model(input_ids=ids).logits[chosen].float()
+            return next((head for head in heads if _fits(model, head, ids, chosen, expected)), None)
     finally:
         model.train(was_training)
+
+
+def _fits(model: Any, head: Head, ids: torch.Tensor, chosen: torch.Tensor, expected: torch.Tensor) -> bool:
+    try:
+        hidden = _hidden_states(model, head, {"input_ids": ids}, chosen)
+        found = head.logits(hidden)
+    except (IndexError, KeyError, RuntimeError, TypeError):  # no hidden state passed through the module, or not one by one
+        return False
     tolerance = 1e-4 if hidden.dtype == torch.float32 else 2e-2
-    same = found.shape == expected.shape and torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
-    return head if same else None
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
-def _hidden_states(model: Any, module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What reaches the head, [rows, tokens, hidden], in the type that the head computes in; the head itself is given nothing to do."""
+def _hidden_states(model: Any, head: Head, inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> torch.Tensor:
+    """What reaches the head at the positions chosen [rows, tokens], [chosen, hidden], in the type that the head computes in; the head
+    itself is given nothing to do."""
     caught = []
 
     def catch(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -123,12 +157,22 @@ def _hidden_states(model: Any, module: torch.nn.Module, inputs: dict[str, torch.
         caught.append(hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden)
         return (hidden[:, :0], *arguments[1:])
 
-    handle = module.register_forward_pre_hook(catch)
+    def choose(_: torch.nn.Module, arguments: Any, output: Any) -> Any:
+        picked = output[0][chosen][None]
+        if isinstance(output, tuple):
+            return (picked, *output[1:])
+        output["last_hidden_state"] = picked
+        return output
+
+    handles = [head.module.register_forward_pre_hook(catch)]
+    if head.body is not None:
+        handles.append(head.body.register_forward_hook(choose))
     try:
         model(**inputs)
     finally:
-        handle.remove()
-    return caught[0]
+        for handle in handles:
+            handle.remove()
+    return caught[0][chosen] if head.body is None else caught[0][0]
 
 
 def _apply(module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -143,34 +187,41 @@ def _score_logits(logits: torch.Tensor, targets: torch.Tensor) -> TokenScores:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Loss of a linear head without bias: the gradient is computed in the same pass over the logits, chunk by chunk."""
+    """Loss of a linear head: the gradient is computed in the same pass over the logits, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, head: Head) -> Any:
-        with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, head: Head) -> Any:
+        with_grad = any(ctx.needs_input_grad[:3])
         cast = _cast(weight, hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
         losses = torch.empty(len(targets), device=hidden.device)
         correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
         for start in range(0, len(targets), CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
-            losses[part], correct[part], grad = _score_chunk(product(hidden[part], cast.t()), targets[part], head, with_grad)
+            raw = product(hidden[part], cast.t())
+            if bias is not None:
+                raw += bias.to(raw.dtype)
+            losses[part], correct[part], grad = _score_chunk(raw, targets[part], head, with_grad)
             if grad_hidden is not None:
                 grad_hidden[part] = product(grad, cast)
             if grad_weight is not None:
                 grad_weight += product(grad.t(), hidden[part], out_dtype=torch.float32)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            if grad_bias is not None:
+                grad_bias += grad.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses, correct)
         return losses.sum(), losses, correct
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> Any:
-        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         return (
             None if grad_hidden is None else (grad_hidden * grad_loss).to(grad_hidden.dtype),
             None if grad_weight is None else (grad_weight * grad_loss).to(ctx.weight_dtype),
+            None if grad_bias is None else (grad_bias * grad_loss).to(ctx.weight_dtype),
             None,
             None,
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.data.encode import training_key
 from tunesmith.models.language_model import decode_tokens
 from tunesmith.models.load import count_parameters
 from tunesmith.pipeline import build_job
@@ -94,7 +95,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
 def _lengths(prepared: Prepared, split: str) -> dict[str, Any]:
     encoded = prepared.encoded[split]
     lengths = {"quantiles": quantile_line(encoded.full_lengths.tolist()), "truncated": encoded.num_truncated, "rows": len(encoded)}
-    if prepared.task.per_token:
+    if prepared.task.per_token and encoded.draw is None:
         labels = encoded.dataset.data.column("labels")
         lengths["tokens"] = int(encoded.lengths.sum())
         lengths["trained_tokens"] = sum(int((chunk.flatten().to_numpy(zero_copy_only=False) >= 0).sum()) for chunk in labels.chunks)
@@ -111,7 +112,7 @@ def padding_share(prepared: Prepared) -> float:
 def show_row(prepared: Prepared, index: int) -> dict[str, Any]:
     """A training row as the model sees it: place, tokens, ids and label, or which tokens are trained."""
     encoded, tokenizer = prepared.encoded["train"], prepared.tokenizer
-    row = encoded.dataset[index]
+    row = {name: values[0] for name, values in encoded.examples([index], training_key(prepared.spec.train.seed, 0)).items()}
     special = set(tokenizer.all_special_ids)
     shown = {
         "place": encoded.place(index),

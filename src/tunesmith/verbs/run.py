@@ -156,10 +156,10 @@ class Run:
 
         return merge(self, out, dtype=dtype, quiet=quiet)
 
-    def encode(self, rows: Rows, work: Path) -> Encoded:
+    def encode(self, rows: Rows, work: Path, task: Task | None = None) -> Encoded:
         """Rows as the model reads them, under `work`. Raises InputError with what cannot be encoded."""
         section: Any = self.spec.task
-        encoded = encode_rows(rows, b"", self._task, section, self.tokenizer, section.max_length, work, use_cache=False)
+        encoded = encode_rows(rows, b"", task or self._task, section, self.tokenizer, section.max_length, work, use_cache=False)
         findings = Findings()
         for row, fault in encoded.faults:
             findings.add_fault(fault, rows.place(row), rows.dataset[row])
@@ -223,7 +223,7 @@ class Run:
         roles = tuple(role for role in task.roles if role.kind != "label")
         labels = {role.name for role in task.roles if role.kind == "label"}
         canonical = {name: kind for name, kind in task.canonical.items() if name not in labels}
-        return replace(task, roles=roles, canonical=canonical, read=task.read_input or task.read)
+        return replace(task, roles=roles, canonical=canonical, read=task.read_input or task.read, **task.for_prediction)
 
     def predict(self, rows: str | Sequence[Any], *, quiet: bool = True) -> list[dict[str, Any]]:
         """One prediction a row, in their order: `{text, label, score, scores}`, `{text, labels, scores}` or `{text, value}`.
@@ -287,14 +287,16 @@ class Run:
             yield from in_order(numbered)
 
     def _scored(self, rows: Rows, advance: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
-        task, names = self._task, [name for name in ("text", "pair") if name in rows.dataset.column_names]
+        task, names = self._input_task, [name for name in ("text", "pair") if name in rows.dataset.column_names]
         assert task.outputs is not None
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as work:
-            encoded = self.encode(rows, Path(work))
+            encoded = self.encode(rows, Path(work), task)
             with self._accelerated(self.model):
-                for indices, outputs, _ in self._scorer().outputs(encoded, advance):
+                for indices, outputs, _ in replace(self._scorer(), task=task).outputs(encoded, advance):
                     texts = rows.dataset[[int(index) for index in indices]]
                     for offset, result in enumerate(task.outputs(self.spec.task, outputs, self._tuned)):
+                        if task.to_text is not None:
+                            result = task.to_text(self.spec.task, self.tokenizer, texts["text"][offset], result)
                         yield int(indices[offset]), {**{name: texts[name][offset] for name in names}, **result}
 
 

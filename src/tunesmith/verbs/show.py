@@ -121,6 +121,10 @@ def prediction_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
         if "answer" in row:
             lines.append(row["answer"] if row["finished"] else f"{row['answer']} ...")
             continue
+        if "masks" in row:
+            lines.append(row["filled"])
+            lines += ["  " + "  ".join(f"{found['token_str'].strip()} {found['score']:.4f}" for found in ranked) for ranked in row["masks"]]
+            continue
         if "value" in row:
             head = f"{row['value']:.4f}"
         elif "label" in row:

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from tokenizers import processors
 
 from tiny_models import bpe_tokenizer, tiny_decoder
+from tunesmith.data.blocks import read_running_text
 from tunesmith.data.text import PASSAGE
 from tunesmith.errors import InputError
-from tunesmith.tasks.causal_lm import CausalLMSpec, encode, fit_tokenizer, prompt, read, regroup
+from tunesmith.tasks.causal_lm import CausalLMSpec, encode, fit_tokenizer, prompt, regroup
 
 TEXT = {"text": "text"}
 END = 0
@@ -73,9 +74,9 @@ def test_a_block_knows_the_row_it_starts_in() -> None:
 
 
 def test_passages_may_be_blank_and_rows_may_not() -> None:
-    assert list(read(CausalLMSpec(), TEXT, {"text": "\n\n", PASSAGE: 3})) == [{"text": "\n\n", "passage": "3"}]
-    assert list(read(CausalLMSpec(), TEXT, {"text": " a\n\nb "})) == [{"text": " a\n\nb ", "passage": None}]
-    (fault,) = read(CausalLMSpec(), TEXT, {"text": " \n"})
+    assert list(read_running_text(CausalLMSpec(), TEXT, {"text": "\n\n", PASSAGE: 3})) == [{"text": "\n\n", "passage": "3"}]
+    assert list(read_running_text(CausalLMSpec(), TEXT, {"text": " a\n\nb "})) == [{"text": " a\n\nb ", "passage": None}]
+    (fault,) = read_running_text(CausalLMSpec(), TEXT, {"text": " \n"})
     assert isinstance(fault, tuple)
     assert fault[0] == "data.empty_text"
 

@@ -98,7 +98,7 @@ def _ending(name: str) -> str:
     return ".".join(parts[numbered[-1] + 1 :]) if numbered else name
 
 
-def attach(section: LoraSpec, loaded: LoadedModel, peft_task_type: str) -> PreTrainedModel:
+def attach(section: LoraSpec, loaded: LoadedModel, peft_task_type: str | None) -> PreTrainedModel:
     """The model with adapters; only they, the rows of new tokens, the head and other new weights require gradients."""
     import peft
 

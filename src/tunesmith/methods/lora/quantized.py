@@ -68,7 +68,7 @@ def decide_quantized(section: QLoraSpec, model: PreTrainedModel) -> list[Decisio
     return [*auto, *decide(section, model)]
 
 
-def attach_quantized(section: QLoraSpec, loaded: LoadedModel, peft_task_type: str) -> PreTrainedModel:
+def attach_quantized(section: QLoraSpec, loaded: LoadedModel, peft_task_type: str | None) -> PreTrainedModel:
     """The quantised model with adapters, its other weights in fp32."""
     import peft
 

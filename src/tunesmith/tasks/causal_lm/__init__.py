@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tunesmith.data.cells import read_cells
-from tunesmith.data.text import PASSAGE
+from tunesmith.data.blocks import CANONICAL, TEXT_ROLE, cut_blocks, passages, read_running_text
 from tunesmith.errors import InputError
 from tunesmith.models.language_model import LANGUAGE_MODEL
 from tunesmith.models.load import ensure_pad_token
-from tunesmith.registry import Decision, Fault, Role, Task
+from tunesmith.registry import Decision, Task
 from tunesmith.spec import Auto, GenerationSpec, NamedSection
-
-CANONICAL = {"text": "text", "passage": "json"}
-REGROUPED = ("row", "input_ids", "passage", "begins", "ends")
 
 
 class CausalLMSpec(NamedSection):
@@ -39,15 +35,6 @@ def recognise(opened: Any) -> str | None:
     return "running text, without columns" if len(opened.names) == 1 and not is_table else None
 
 
-def read(section: CausalLMSpec, columns: dict[str, str], row: dict[str, Any]) -> Iterable[dict[str, Any] | Fault]:
-    """The text of a row, or a passage of a file and its number."""
-    if PASSAGE in row:  # blank lines are text as well
-        yield {"text": row[columns["text"]], "passage": str(row[PASSAGE])}
-        return
-    for found in read_cells({"text": "text"}, columns, row):
-        yield {**found, "passage": None} if isinstance(found, dict) else found
-
-
 def fit_tokenizer(section: CausalLMSpec, tokenizer: Any, model: Any) -> list[Decision]:
     """A pad token; refuses a tokenizer that cannot end a document."""
     if section.documents == "end_of_text" and tokenizer.eos_token_id is None:
@@ -65,9 +52,7 @@ def encode(section: CausalLMSpec, batch: dict[str, list[Any]], tokenizer: Any, m
         "input_ids": [list(row) for row in ids],
         "full_length": [len(row) for row in ids],
         "fault": [None] * num_rows,
-        "passage": [
-            None if passage is None else (file, int(passage)) for file, passage in zip(batch["file"], batch["passage"], strict=True)
-        ],
+        "passage": passages(batch),
         "begins": [begins] * num_rows,
         "ends": [ends] * num_rows,
     }
@@ -80,43 +65,11 @@ def _beginning(tokenizer: Any) -> list[int]:
 
 
 def regroup(section: CausalLMSpec, batches: Iterable[dict[str, list[Any]]], max_length: int) -> Iterator[dict[str, list[Any]]]:
-    """Blocks of max_length tokens: passages that follow each other in a file are one document, and documents follow each other."""
-    waiting: list[int] = []
-    rows: list[int] = []
-    before: tuple[int, int] | None = None
-    ends: list[int] = []
-    row = 0
-
-    def take(ids: Sequence[int], row: int) -> None:
-        waiting.extend(ids)
-        rows.extend([row] * len(ids))
-
-    for batch in batches:
-        for row, ids, passage, begins, ends_after in zip(*(batch[name] for name in REGROUPED), strict=True):
-            if before is None or passage != (before[0], before[1] + 1):
-                take(ends, row)
-                take(begins, row)
-            take(ids, row)
-            before, ends = passage, ends_after
-        whole = len(waiting) - len(waiting) % max_length
-        if whole:
-            yield _blocks(waiting[:whole], rows[:whole], max_length)
-            del waiting[:whole], rows[:whole]
-    take(ends, row)
-    if waiting:
-        yield _blocks(waiting, rows, max_length)
-
-
-def _blocks(ids: list[int], rows: list[int], max_length: int) -> dict[str, list[Any]]:
-    starts = range(0, len(ids), max_length)
-    blocks = [ids[start : start + max_length] for start in starts]
-    return {
-        "input_ids": blocks,
-        "labels": blocks,
-        "full_length": [len(block) for block in blocks],
-        "row": [rows[start] for start in starts],
-        "fault": [None] * len(blocks),
-    }
+    """Blocks of max_length tokens."""
+    for rows, columns in cut_blocks(batches, max_length):
+        blocks = columns["input_ids"]
+        lengths = [len(block) for block in blocks]
+        yield {"input_ids": blocks, "labels": blocks, "full_length": lengths, "row": rows, "fault": [None] * len(blocks)}
 
 
 def prompt(section: CausalLMSpec, batch: dict[str, list[Any]], tokenizer: Any) -> list[tuple[list[int], str | None]]:
@@ -130,10 +83,10 @@ CAUSAL_LM = Task(
     name="causal_lm",
     summary="the next token of running text",
     spec=CausalLMSpec,
-    roles=(Role("text", "text", known_names=("text", "content", "document", "body", "article", "sentence")),),
+    roles=(TEXT_ROLE,),
     recognise=recognise,
     canonical=CANONICAL,
-    read=read,
+    read=read_running_text,
     decide=lambda section, facts: [],
     fit_tokenizer=fit_tokenizer,
     encode=encode,
