@@ -291,7 +291,7 @@ def _predict(arguments: Arguments) -> None:
         _print_json(predictions if arguments.out else {"predictions": list(predictions["predictions"])})
     elif not arguments.out:
         for row in predictions["predictions"]:
-            print(prediction_lines([row])[0])
+            print("\n".join(prediction_lines([row])))
     else:
         print(f"wrote {predictions['rows']:,} predictions to {predictions['out']}", file=sys.stderr)
 

@@ -110,7 +110,8 @@ def _check_new_weights(model: PreTrainedModel, loaded: LoadedModel) -> None:
 def _parts(model: PreTrainedModel) -> dict[str, list[str]]:
     """Names of the parameters outside the blocks: `embeddings`, `after` (norm, pooler) and `head`.
 
-    What stands before the blocks, and any embedding of the body, counts as embeddings.
+    What stands before the blocks, and any embedding of the body, counts as embeddings. Where the embeddings are the head's matrix,
+    the rest of the head (the transform of a masked language model, a bias) counts as after.
     """
     import torch
 
@@ -122,12 +123,14 @@ def _parts(model: PreTrainedModel) -> dict[str, list[str]]:
         for inner, _ in module.named_parameters()
     }
     parts: dict[str, list[str]] = {"embeddings": [], "after": [], "head": []}
-    seen_blocks = False
-    for name, _ in model.named_parameters(remove_duplicate=False):
+    seen_blocks, matrix = False, model.get_input_embeddings().weight
+    output = model.get_output_embeddings()
+    is_tied = output is not None and output.weight is matrix
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         if name.startswith(f"{blocks}."):
             seen_blocks = True
         elif not name.startswith(f"{model.base_model_prefix}."):
-            parts["head"].append(name)
+            parts["after" if is_tied and parameter is not matrix else "head"].append(name)
         else:
             parts["after" if seen_blocks and name not in embeddings else "embeddings"].append(name)
     return parts

@@ -117,7 +117,7 @@ def attach(section: LoraSpec, loaded: LoadedModel, peft_task_type: str | None) -
         target_modules=list(section.target_modules),
         modules_to_save=modules_to_save,
         trainable_token_indices=rows or None,
-        ensure_weight_tying=bool(modules_to_save) and is_tied(model),
+        ensure_weight_tying=any(_holds_tied(model, name) for name in modules_to_save),
         fan_in_fan_out=any(_is_conv1d(model, name) for name in linear_modules(model)),
     )
     adapted = peft.get_peft_model(model, config)
@@ -150,9 +150,22 @@ def _new_token_rows(model: PreTrainedModel, ids: tuple[int, ...]) -> tuple[dict[
 
 
 def modules_of(model: PreTrainedModel, head_parameters: frozenset[str]) -> list[str]:
-    """The modules that hold the new parameters: whole ones outside the pretrained body, single layers inside it."""
+    """The modules that hold the new parameters: whole ones outside the pretrained body, single layers inside it.
+
+    Of a head whose matrix is the embeddings, single layers too: the matrix stays, and a new bias of its own stays zero.
+    """
     prefix = f"{model.base_model_prefix}."
-    return sorted({name.rpartition(".")[0] if name.startswith(prefix) else name.partition(".")[0] for name in head_parameters})
+    single = {name.rpartition(".")[0] for name in head_parameters}
+    whole = {name if f"{name}.".startswith(prefix) else name.partition(".")[0] for name in single}
+    if not any(_holds_tied(model, name) for name in whole):
+        return sorted(whole)
+    return sorted(name for name in single if not _holds_tied(model, name))
+
+
+def _holds_tied(model: PreTrainedModel, name: str) -> bool:
+    """Whether a module holds the matrix that is both head and embeddings."""
+    tied = model.get_input_embeddings().weight
+    return is_tied(model) and any(parameter is tied for parameter in model.get_submodule(name).parameters())
 
 
 def idle_adapters(model: Any) -> list[str]:

@@ -13,7 +13,10 @@ from tunesmith.registry import Decision
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HEADS = ("lm_head", "embed_out", "score", "classifier", "classification_head", "pooler", "pooler.dense", "qa_outputs")
+HEADS = (
+    "lm_head", "embed_out", "score", "classifier", "classification_head", "pooler", "pooler.dense", "qa_outputs",
+    "cls", "predictions", "vocab_transform", "vocab_projector", "generator_predictions", "generator_lm_head", "head", "decoder$",
+)  # fmt: skip
 """Beginnings or ends of names of layers outside the frozen body; upstream's own choice spares only the last layer of a head."""
 
 
