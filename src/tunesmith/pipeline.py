@@ -178,7 +178,7 @@ def save_and_prove(prepared: Prepared, directory: RunDirectory) -> None:
     }
     card = write_card(
         f"{spec.model.name} for {task.name}",
-        spec.model.name,
+        "" if prepared.files.is_new else spec.model.name,
         prepared.card_code,
         {"What it is": about, "Data": data, "Settings": settings},
         [task.name, prepared.method.name],

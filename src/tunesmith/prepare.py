@@ -19,12 +19,13 @@ from tunesmith.data.rows import Opened, RowFacts, Rows, data_fingerprint, decide
 from tunesmith.data.split import share_of, split_rows
 from tunesmith.errors import InputError
 from tunesmith.models.catalog import ModelFiles, find_model
-from tunesmith.models.load import load_config, load_model, load_tokenizer, longest_input, pretrained_labels
+from tunesmith.models.load import load_config, load_model, load_tokenizer, longest_input, new_model, pretrained_labels
+from tunesmith.models.new_model import make_model
 from tunesmith.models.save import card_code
 from tunesmith.registry import METHODS, TASKS, Decision, Method, Task
 from tunesmith.resolve import Resolved, check_training, decide_block_length, decide_max_length, decide_training, rows_per_step, total_steps
 from tunesmith.runs.directory import RunDirectory
-from tunesmith.spec import RunSpec
+from tunesmith.spec import NewModelSpec, RunSpec
 from tunesmith.speed.choose import accelerated, choose
 from tunesmith.speed.facts import Facts
 from tunesmith.strict import naming_places
@@ -132,7 +133,7 @@ def _check_rows(
     work: tempfile.TemporaryDirectory[str],
 ) -> PreparedData:
     spec = resolved.spec
-    labels = pretrained_labels(load_config(find_model(spec.model).path))
+    labels = () if isinstance(spec.model, NewModelSpec) else pretrained_labels(load_config(find_model(spec.model).path))
     facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
     try:
         decided = resolved.decide(task.decide(spec.task, facts))
@@ -192,11 +193,14 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     """
     data = prepare_data(spec, rejected)
     resolved, task = data.resolved, data.task
-    files = find_model(spec.model)
-    resolved = resolved.decide([Decision("model files", str(files.path), f"found as {files.origin}")])
-    tokenizer = load_tokenizer(files.path)
     method = METHODS.get(spec.method.name)
-    loaded = load_model(files.path, task, task.head(resolved.spec.task), spec.train.seed, method.quantization(spec.method), files.reference)
+    files, resolved = _model_files(resolved, data, method, use_cache)
+    tokenizer = load_tokenizer(files.path)
+    head = task.head(resolved.spec.task)
+    if files.is_new:
+        loaded = new_model(files.path, task, head, spec.train.seed, files.reference)
+    else:
+        loaded = load_model(files.path, task, head, spec.train.seed, method.quantization(spec.method), files.reference)
     if task.needs_head and loaded.head_parameters:
         shown = ", ".join(sorted(loaded.head_parameters)[:3])
         fix = "start from a model that was trained to write, such as smollm2 (`tunesmith models`)"
@@ -230,6 +234,20 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
         "end_to_end" in accelerations,
     )
     return Prepared(data, resolved, files, tokenizer, model, code, encoded, plan, accelerations)
+
+
+def _model_files(resolved: Resolved, data: PreparedData, method: Method, use_cache: bool) -> tuple[ModelFiles, Resolved]:
+    """The files of the pretrained model, or those of a new one."""
+    model = resolved.spec.model
+    if isinstance(model, NewModelSpec):
+        if not method.trains_all:
+            problem = f"{method.name} keeps weights as they are, and those of a new model are random"
+            raise InputError("spec.conflict", problem, where="method", found=method.name, fix="method: full")
+        texts = [name for name, kind in data.task.canonical.items() if kind == "text" and name in data.rows["train"].dataset.column_names]
+        files, decisions = make_model(model, data.rows["train"], texts, Path(data.work.name), use_cache)
+    else:
+        files, decisions = find_model(model), []
+    return files, resolved.decide([Decision("model files", str(files.path), f"found as {files.origin}"), *decisions])
 
 
 def speed_facts(model: PreTrainedModel, spec: RunSpec, train: Encoded | None = None) -> Facts:

@@ -151,6 +151,8 @@ class Method:
     """(model after a backward pass) -> names of the parts that ought to be trained and have no gradient."""
     merge: Callable[[PreTrainedModel, Path], PreTrainedModel] | None = None
     """(base model loaded afresh, never quantised; folder of adapters) -> one model without adapters; None: nothing to merge."""
+    trains_all: bool = False
+    """Whether every weight is trained, so that a new model, which has learnt nothing, can be."""
     engine: Literal["trainer", "closed_form"] = "trainer"
     """Which engine fits it: steps of an optimizer, or a solver for the linear layer whose weight requires a gradient."""
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, create_model
 
 from tunesmith.errors import CODES
 from tunesmith.registry import METHODS, TASKS, Decision
-from tunesmith.spec import DataSpec, GenerationSpec, ModelSpec, RunSpec, SpeedSpec, TrainSpec
+from tunesmith.spec import DataSpec, GenerationSpec, ModelSpec, NewModelSpec, RunSpec, SpeedSpec, TokenizerSpec, TrainSpec
 from tunesmith.spec_file import dump_values
 
 SHOWN_IN_INIT = {
@@ -27,7 +27,11 @@ def json_schema() -> dict[str, Any]:
     tasks = tuple(task.spec for task in TASKS)
     methods = tuple(method.spec for method in METHODS)
     model: Any = create_model(
-        "RunSpec", __base__=RunSpec, task=(_union(tasks), ...), method=(_union(methods), "full"), model=(ModelSpec | str, ...)
+        "RunSpec",
+        __base__=RunSpec,
+        task=(_union(tasks), ...),
+        method=(_union(methods), "full"),
+        model=(ModelSpec | NewModelSpec | str, ...),
     )
     schema: dict[str, Any] = model.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
@@ -94,7 +98,8 @@ def spec_reference() -> str:
         "(`method: {name: lora, rank: 8}`); `data` may be a path.",
         "",
     ]
-    lines += _table("data", DataSpec) + _table("model", ModelSpec) + _table("train", TrainSpec) + _table("speed", SpeedSpec)
+    lines += _table("data", DataSpec) + _table("model", ModelSpec) + _table("model: {new: ...}", NewModelSpec)
+    lines += _table("model.tokenizer", TokenizerSpec) + _table("train", TrainSpec) + _table("speed", SpeedSpec)
     for task in TASKS:
         lines += _table(f"task: {task.name}", task.spec)
     lines += _table("task.generation", GenerationSpec)

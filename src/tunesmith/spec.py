@@ -63,6 +63,35 @@ class ModelSpec(NamedSection):
         return value
 
 
+class TokenizerSpec(Section):
+    """A tokenizer that is trained on the training rows."""
+
+    train: Literal["wordpiece", "bpe", "unigram", "word", "character"] | Auto = "auto"
+    """How it cuts a text; `bpe` is that of bytes, `word` parts words and marks, and knows the most frequent. `auto`: the family's usual."""
+    vocab_size: PositiveInt | Auto = "auto"
+    """Tokens, with the special ones; `auto` is as many as the training rows have, up to 8,000."""
+    lowercase: bool = False
+    """Whether capitals are read as small letters."""
+
+
+class NewModelSpec(Section):
+    """A new model, its weights drawn at random from `train.seed`, and its tokenizer trained on the training rows."""
+
+    new: str
+    """The family: bert, distilbert, roberta, modernbert, electra, gpt2, llama, t5 or bart."""
+    size: Literal["tiny", "mini", "small", "medium", "base"] = "tiny"
+    """Layers x hidden size: tiny 2 x 128, mini 4 x 256, small 4 x 512, medium 8 x 512, base 12 x 768; a head is 64 wide."""
+    tokenizer: TokenizerSpec = Field(default_factory=TokenizerSpec)
+    """How it reads."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Any other field of the family's transformers configuration."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return f"new {self.size} {self.new}"
+
+
 class DataSpec(Section):
     """Where the rows are and how to read them."""
 
@@ -219,8 +248,8 @@ class RunSpec(Section):
 
     task: NamedSection
     """What is learnt: see `tunesmith tasks`."""
-    model: ModelSpec
-    """What it starts from: an alias, a folder or a hub id."""
+    model: ModelSpec | NewModelSpec
+    """What it starts from: an alias, a folder or a hub id; or `{new: bert}`, a model that has learnt nothing yet."""
     data: DataSpec
     """Where the rows are."""
     method: NamedSection

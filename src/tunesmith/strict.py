@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from tunesmith.errors import InputError, Problem, did_you_mean, nearest
 from tunesmith.registry import METHODS, TASKS
-from tunesmith.spec import NamedSection, RunSpec
+from tunesmith.spec import ModelSpec, NamedSection, NewModelSpec, RunSpec
 from tunesmith.spec_file import KeyPath, Source, parse_override, parse_source
 
 P = ParamSpec("P")
@@ -139,7 +139,8 @@ def validate(read: Source) -> RunSpec:
             except InputError as error:
                 problem = error.problems[0]
                 problems.append(replace(problem, where=read.place((kind, "name")), found=name))
-    model = spec_model(sections["task"], sections["method"])
+    is_new = isinstance(values.get("model"), dict) and "new" in values["model"]
+    model = spec_model(sections["task"], sections["method"], NewModelSpec if is_new else ModelSpec)
     try:
         spec = model.model_validate(values)
     except ValidationError as error:
@@ -159,9 +160,11 @@ class _UnknownSection(NamedSection):
 
 
 @cache
-def spec_model(task: type[NamedSection], method: type[NamedSection]) -> type[RunSpec]:
-    """RunSpec with the sections of one task and one method."""
-    return create_model("RunSpec", __base__=RunSpec, task=(task, ...), method=(method, ...))
+def spec_model(
+    task: type[NamedSection], method: type[NamedSection], model: type[ModelSpec] | type[NewModelSpec] = ModelSpec
+) -> type[RunSpec]:
+    """RunSpec with the sections of one task, one method and one kind of model."""
+    return create_model("RunSpec", __base__=RunSpec, task=(task, ...), method=(method, ...), model=(model, ...))
 
 
 def naming_places(function: Callable[P, T]) -> Callable[P, T]:
@@ -260,7 +263,9 @@ def _unknown_key(path: KeyPath, key: str, where: str, read: Source, model: type[
     named = read.values.get(str(path[0]))
     owner_name = f" of {named.get('name') if isinstance(named, dict) else named}" if len(path) == 2 and path[0] in NAMED_SECTIONS else ""
     fix = did_you_mean(name, names)
-    if nearest(name, names) is None:
+    if owner is ModelSpec and name in NewModelSpec.model_fields:
+        fix = "a pretrained model brings its own; it belongs to a new model, as in `model: {new: bert}`"
+    elif nearest(name, names) is None:
         # a setting of another section is more likely than any of this one's
         places = [(section, field) for section, kind in _sections(model) for field in kind.model_fields]
         match = nearest(name, [field for _, field in places])

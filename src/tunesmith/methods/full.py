@@ -37,4 +37,6 @@ def save(model: PreTrainedModel, folder: Path, base: Path) -> None:
     model.save_pretrained(folder)
 
 
-FULL = Method(name="full", summary="train every weight", spec=FullSpec, learning_rate=5e-5, decide=decide, attach=attach, save=save)
+FULL = Method(
+    name="full", summary="train every weight", spec=FullSpec, learning_rate=5e-5, decide=decide, attach=attach, save=save, trains_all=True
+)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunesmith.errors import InputError, did_you_mean
 from tunesmith.models.gguf import sha256_of, unpacked
-from tunesmith.spec import ModelSpec
+from tunesmith.spec import ModelSpec, NewModelSpec
 from tunesmith.strict import near_file
 
 
@@ -103,14 +103,18 @@ class ModelFiles:
     """How the model was found, for people."""
     reference: str
     """What adapters name as their base: the hub id, or the absolute path where the hub's main branch is not what was used."""
+    is_new: bool = False
+    """Whether there are no weights: they are drawn at random."""
 
 
-def find_model(model: ModelSpec) -> ModelFiles:
+def find_model(model: ModelSpec | NewModelSpec) -> ModelFiles:
     """The folder with a model's files: of an alias, a folder, a GGUF file, or a hub id.
 
     A folder, a file or a packaged model never touches the network; a hub id is taken from the local hub cache or downloaded to it.
     Raises InputError when it is not to be had.
     """
+    if isinstance(model, NewModelSpec):
+        raise InputError("usage.argument", "there is no model that a new one was trained from", found=model.name, fix="leave out --compare")
     folder = Path(os.path.expanduser(model.name))
     if os.path.isdir(folder):
         if not (folder / "config.json").exists():

@@ -59,8 +59,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metho
 
 
 def write_card(name: str, base: str, code: str, sections: dict[str, Any], tags: list[str]) -> str:
-    """A model card: what the model is, Python that loads it, and tables of plain values."""
-    front = {"library_name": "transformers", "base_model": base, "tags": tags}
+    """A model card (`base` is empty for a new model): what the model is, Python that loads it, and tables of plain values."""
+    front = {"library_name": "transformers", **({"base_model": base} if base else {}), "tags": tags}
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", "", f"# {name}", ""]
     lines += ["```python", 'folder = "."  # this folder', code, "```", ""]
     for title, values in sections.items():
