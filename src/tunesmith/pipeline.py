@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import InputError, RunError
-from tunesmith.prepare import Prepared, check_unchanged, prepare
+from tunesmith.prepare import Prepared, check_tokenizer, check_unchanged, prepare
 from tunesmith.registry import METHODS
 from tunesmith.resolve import USED_IN_CLOSED_FORM, total_steps
 from tunesmith.runs.directory import RunDirectory
@@ -68,6 +68,8 @@ def resume(path: str | Path, *, quiet: bool = False) -> Run:
     prepared = prepare(directory.spec(), directory.path / "rejected.jsonl")
     check_unchanged(directory, prepared.data)
     checkpoint, damaged = newest_checkpoint(directory.checkpoints)
+    if checkpoint and prepared.files.is_new:
+        check_tokenizer(checkpoint, prepared.tokenizer)
     for folder in damaged:
         progress.say(f"{folder.name} is incomplete or damaged, and is not used")
     progress.say(f"goes on from {checkpoint.name}" if checkpoint else "no checkpoint yet: starts from the beginning")

@@ -319,3 +319,15 @@ def check_unchanged(directory: RunDirectory, data: PreparedData) -> None:
         raise InputError(
             "data.changed", "the data is not what the run was trained on", where=where, fix="restore the files, or train a new run"
         )
+
+
+def check_tokenizer(checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses to go on when a tokenizer that was trained again is not the one that the checkpoint reads with.
+
+    Raises InputError.
+    """
+    if load_tokenizer(checkpoint).get_vocab() != tokenizer.get_vocab():
+        problem = "the tokenizer, trained again, is not the one that the run was trained with"
+        raise InputError(
+            "data.changed", problem, where=str(checkpoint), fix="use the version of tokenizers in environment.json, or train anew"
+        )

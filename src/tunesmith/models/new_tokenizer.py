@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -23,18 +23,6 @@ SAMPLE_TEXTS = 1000
 SHOWN_TOKENS = 8
 
 Texts = Callable[[], Iterator[str]]
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """One way to cut a text."""
-
-    model: Callable[[str], Any]
-    trainer: Callable[..., Any]
-    """(vocab_size, special_tokens, unk_token) -> trainer."""
-    pre_tokenizer: Any
-    decoder: Any = None
-    normalizer: Any = None
 
 
 def train_tokenizer(spec: TokenizerSpec, family: Family, texts: Texts) -> Tokenizer:
@@ -78,38 +66,57 @@ def _check_size(spec: TokenizerSpec, found: int, wanted: int) -> None:
 def _trained(kind: str, size: int, lowercase: bool, special: list[str], unknown: str, texts: Texts) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    if kind in ("word", "character"):
-        split = pre_tokenizers.Whitespace() if kind == "word" else pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        normalizer = normalizers.Lowercase() if lowercase else None
-        vocabulary = _most_frequent(split, normalizer, size, special, texts)
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
-        tokenizer.pre_tokenizer, tokenizer.normalizer = split, normalizer  # type: ignore[assignment]
-        if kind == "character":
-            tokenizer.decoder = decoders.Fuse()  # type: ignore[assignment]
-        tokenizer.add_special_tokens(special)
-        return tokenizer
     lower = [normalizers.Lowercase()] if lowercase else []
-    settings: dict[str, Any] = {"vocab_size": size, "special_tokens": special, "show_progress": False}
+    settings: dict[str, Any] = {"vocab_size": size, "show_progress": False}
+    tokenizer: Any
     if kind == "wordpiece":
+        normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        # What goes on in a word is numbered in the trainer's own order, which is another each time, unless it is known before.
+        inner = [f"##{letter}" for letter in _letters(normalizer, texts)]
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # type: ignore[assignment]
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
-        tokenizer.decoder = decoders.WordPiece()  # type: ignore[assignment]
-        trainer: Any = trainers.WordPieceTrainer(**settings)
+        _read(tokenizer, normalizer, pre_tokenizers.BertPreTokenizer(), decoders.WordPiece())
+        tokenizer.train_from_iterator(texts(), trainers.WordPieceTrainer(special_tokens=[*special, *inner], **settings))
+        model: Any = models.WordPiece(tokenizer.get_vocab(), unk_token=unknown)
     elif kind == "bpe":
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.Sequence(lower) if lower else None  # type: ignore[assignment]
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-        tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **settings)
-    else:
+        _read(
+            tokenizer,
+            normalizers.Sequence(lower) if lower else None,
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
+        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=special, **settings)
+        tokenizer.train_from_iterator(texts(), trainer)
+        model = tokenizer.model
+    elif kind == "unigram":
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), *lower])  # type: ignore[assignment]
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # type: ignore[assignment]
-        tokenizer.decoder = decoders.Metaspace()  # type: ignore[assignment]
-        trainer = trainers.UnigramTrainer(unk_token=unknown, **settings)
-    tokenizer.train_from_iterator(texts(), trainer)
-    return tokenizer
+        _read(tokenizer, normalizers.Sequence([normalizers.NFKC(), *lower]), pre_tokenizers.Metaspace(), decoders.Metaspace())
+        tokenizer.train_from_iterator(texts(), trainers.UnigramTrainer(unk_token=unknown, special_tokens=special, **settings))
+        model = models.Unigram(_ordered_pieces(tokenizer, len(special)), special.index(unknown))
+    else:
+        split = pre_tokenizers.Whitespace() if kind == "word" else pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        model = models.WordLevel(_most_frequent(split, lower[0] if lower else None, size, special, texts), unk_token=unknown)
+        tokenizer = Tokenizer(model)
+        _read(tokenizer, lower[0] if lower else None, split, decoders.Fuse() if kind == "character" else None)
+    trained = Tokenizer(model)
+    _read(trained, tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
+    trained.add_special_tokens(special)
+    return trained
+
+
+def _read(tokenizer: Any, normalizer: Any, pre_tokenizer: Any, decoder: Any) -> None:
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, pre_tokenizer, decoder
+
+
+def _letters(normalizer: Any, texts: Texts) -> list[str]:
+    letters = {letter for text in texts() for letter in normalizer.normalize_str(text)}
+    return sorted(letter for letter in letters if not letter.isspace())
+
+
+def _ordered_pieces(tokenizer: Tokenizer, num_special: int) -> list[tuple[str, float]]:
+    """The pieces and their scores (log-probabilities): rounded, since their last digits depend on an order that is another each time."""
+    pieces = [(piece, round(score, 2)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    return [*pieces[:num_special], *sorted(pieces[num_special:], key=lambda item: (-item[1], item[0]))]
 
 
 def _most_frequent(split: Any, normalizer: Any, size: int, special: list[str], texts: Texts) -> dict[str, int]:
