@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 import tunesmith
 from tiny_conversations import save_chat_model, write_conversations, write_prose
+from tiny_models import save_tiny
 from tunesmith import pipeline
 from tunesmith.engines import trainer
 
@@ -73,13 +74,19 @@ def _assert_same_tensors(expected: Any, found: Any) -> int:
         ["task=chat", "method=freeze", "method.num_blocks=1"],
         ["task=chat", "method=full", "train.pack=true", "train.max_tokens_per_micro_batch=150"],
         ["task=causal_lm", "method=full", "task.max_length=24"],
+        ["task=masked_lm", "method=full", "task.max_length=24"],
     ],
-    ids=["lora", "qlora-4", "qlora-8", "freeze", "full-packed", "causal_lm"],
+    ids=["lora", "qlora-4", "qlora-8", "freeze", "full-packed", "causal_lm", "masked_lm"],
 )
 def test_resumed_equals_straight(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     is_chat = "task=chat" in overrides
     data = write_conversations(tmp_path / "rows.jsonl", 50) if is_chat else write_prose(tmp_path / "prose.txt", 2200)
-    model = save_chat_model(tmp_path / "model", attention_dropout=0.1)
+    is_masked = "task=masked_lm" in overrides
+    model = (
+        save_tiny("bert", tmp_path / "model", "AutoModelForMaskedLM")
+        if is_masked
+        else save_chat_model(tmp_path / "model", attention_dropout=0.1)
+    )
     settings = [f"model={model}", *SETTINGS, *overrides, *([] if is_chat else ["train.max_steps=9"])]
     straight = tunesmith.train(str(data), settings, run=tmp_path / "straight", quiet=True).path
     stopped = _crashed(data, settings, tmp_path / "stopped", monkeypatch)

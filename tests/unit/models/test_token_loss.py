@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 import transformers
 
-from tiny_models import LANGUAGE_MODELS, tiny_decoder
+from tiny_models import ENCODERS, LANGUAGE_MODELS, tiny_decoder
 from tunesmith.models import token_loss
-from tunesmith.models.token_loss import find_head, score_tokens
+from tunesmith.models.token_loss import find_head, logits_at, score_tokens
 
 
 def batch(vocabulary: int, seed: int = 0) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -118,3 +118,37 @@ def test_a_batch_without_a_trained_token_has_loss_zero() -> None:
     scores = score_tokens(model, inputs, torch.full_like(labels, -100))
     assert float(scores.loss.detach()) == 0
     assert len(scores.losses) == 0
+
+
+def masked_model(name: str) -> Any:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForMaskedLM.from_config(ENCODERS[name](64))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_hidden_positions_alone_go_through_transform_and_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_loss, "CHUNK_TOKENS", 3)
+    model = masked_model(name)
+    inputs, labels = batch(64)
+    labels[0, 5] = -100
+    logits = model(**inputs).logits
+    F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+    expected = {key: parameter.grad.clone() for key, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    head = find_head(model)
+    assert head is not None
+    assert head.body is not None
+    seen: list[int] = []
+    head.module.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].shape[1]), prepend=True)
+    scores = score_tokens(model, inputs, labels, shifted=False)
+    assert seen[-1] == int((labels >= 0).sum()) < labels.numel()
+    scores.loss.backward()
+    losses = F.cross_entropy(logits[labels >= 0], labels[labels >= 0], reduction="none")
+    torch.testing.assert_close(scores.losses, losses.detach(), rtol=1e-4, atol=1e-5)
+    for key, gradient in expected.items():
+        torch.testing.assert_close(dict(model.named_parameters())[key].grad, gradient, rtol=1e-3, atol=1e-4, msg=key)
+    torch.testing.assert_close(logits_at(model, inputs, labels >= 0), logits[labels >= 0], rtol=1e-4, atol=1e-4)
+    assert float(score_tokens(model, inputs, torch.full_like(labels, -100), shifted=False).loss.detach()) == 0
