@@ -243,8 +243,7 @@ def _model_files(resolved: Resolved, data: PreparedData, method: Method, use_cac
         if not method.trains_all:
             problem = f"{method.name} keeps weights as they are, and those of a new model are random"
             raise InputError("spec.conflict", problem, where="method", found=method.name, fix="method: full")
-        texts = [name for name, kind in data.task.canonical.items() if kind == "text" and name in data.rows["train"].dataset.column_names]
-        files, decisions = make_model(model, data.rows["train"], texts, Path(data.work.name), use_cache)
+        files, decisions = make_model(model, data.task, data.rows["train"], Path(data.work.name), use_cache)
     else:
         files, decisions = find_model(model), []
     return files, resolved.decide([Decision("model files", str(files.path), f"found as {files.origin}"), *decisions])

@@ -265,6 +265,8 @@ def _unknown_key(path: KeyPath, key: str, where: str, read: Source, model: type[
     fix = did_you_mean(name, names)
     if owner is ModelSpec and name in NewModelSpec.model_fields:
         fix = "a pretrained model brings its own; it belongs to a new model, as in `model: {new: bert}`"
+    elif owner is NewModelSpec and name in ModelSpec.model_fields:
+        fix = "a model is new or has a name: keep one of them"
     elif nearest(name, names) is None:
         # a setting of another section is more likely than any of this one's
         places = [(section, field) for section, kind in _sections(model) for field in kind.model_fields]

@@ -1,4 +1,4 @@
-"""Every bad input of the catalogue (cases.yaml, chat_cases.yaml) is refused with its code, its place and a fix that works, and nothing is written."""
+"""Every bad input of the catalogue (cases.yaml, chat_cases.yaml, masked_cases.yaml) is refused with its code, its place and a fix that works, and nothing is written."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ import yaml
 
 import tiny_models
 from bad_input.odd_files import BUILT, build
+from tiny_conversations import write_prose
 from tunesmith.cli import main
 from tunesmith.errors import CODES
 
 HERE = Path(__file__).parent
 CATALOGUE: dict[str, list[dict[str, Any]]] = {
     kind: cases
-    for name in ("cases.yaml", "chat_cases.yaml")
+    for name in ("cases.yaml", "chat_cases.yaml", "masked_cases.yaml")
     for kind, cases in yaml.safe_load((HERE / name).read_text(encoding="utf-8")).items()
 }
 OUTSIDE_THE_CATALOGUE = {
     "model.hash": "below: needs a package with other files",
+    "data.no_mask": "only of a prediction: tests/unit/tasks/test_masked_lm.py",
     "model.tokenizer": "below: needs a tokenizer without tokens",
     "usage.missing_extra": "an installation, not an input: tests/cli/test_chat_commands.py",
     "data.left_out": "no error",
@@ -171,6 +173,20 @@ def test_bad_conversations(case: dict[str, Any], folder: Path, tiny_chat: Path, 
     lay_out(case, folder)
     arguments = check_arguments(case, "rows.jsonl", tiny_chat)
     arguments = [*arguments[:-3], "task.template=chatml", *arguments[-3:]]
+    assert_as_expected(case, refuse(arguments, folder, capsys))
+    assert_fix_works(case, arguments, capsys)
+
+
+@pytest.fixture(scope="session")
+def tiny_masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_tiny("bert", tmp_path_factory.mktemp("models") / "masked", "AutoModelForMaskedLM")
+
+
+@named("masked")
+def test_bad_masked_texts_and_new_models(case: dict[str, Any], folder: Path, tiny_masked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(case, folder)
+    write_prose(folder / "prose.txt", 2500)
+    arguments = check_arguments(case, "prose.txt", tiny_masked)
     assert_as_expected(case, refuse(arguments, folder, capsys))
     assert_fix_works(case, arguments, capsys)
 

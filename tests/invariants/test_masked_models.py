@@ -75,4 +75,6 @@ def test_twenty_steps_are_those_of_trainer(overrides: list[str], tmp_path: Path)
     assert len(set(ours[0])) == NUM_STEPS
     np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-4)
     for name, tensor in theirs[1].items():
+        if name.endswith("key.bias"):  # its gradient is zero but for rounding: the same is added to all scores of a query
+            continue
         torch.testing.assert_close(ours[1][name], tensor, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")

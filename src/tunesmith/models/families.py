@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.errors import InputError, did_you_mean
+from tunesmith.errors import InputError, Problem, did_you_mean
+from tunesmith.registry import Task
 from tunesmith.spec import NewModelSpec
 
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -153,44 +154,65 @@ def find_family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def family_config(spec: NewModelSpec, tokenizer: Any) -> Any:
-    """The transformers configuration of a new model for this tokenizer.
+def check_family(spec: NewModelSpec, task: Task) -> None:
+    """Refuses a new model that could not be made, before a tokenizer is trained for it.
 
-    Raises InputError with a setting of `config` that the family does not have, that is not free, or that has another type.
+    Raises InputError with a family that does not exist or has no model for the task, or with settings that are wrong.
     """
+    import torch
+    import transformers
+
+    kind = getattr(transformers, find_family(spec.new).config)
+    models = getattr(transformers, task.auto_model)
+    if kind not in models._model_mapping:
+        able = [name for name, family in FAMILIES.items() if getattr(transformers, family.config) in models._model_mapping]
+        raise InputError(
+            "spec.conflict", f"this family has no model for {task.name}", where="model.new", found=spec.new, fix=f"one of {', '.join(able)}"
+        )
+    problems = [problem for name, value in spec.config.items() if (problem := _setting_problem(kind, name, value)) is not None]
+    if problems:
+        raise InputError.from_problems(problems)
+    try:
+        with torch.device("meta"):
+            models.from_config(_config(spec, kind))
+    except Exception as error:  # whatever upstream raises of sizes that do not go together
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InputError("model.load", "no model can be made so", where="model.config", found=found, fix="correct model.config") from error
+
+
+def _setting_problem(kind: Any, name: str, value: Any) -> Problem | None:
+    defaults, where = kind().to_dict(), f"model.config.{name}"
+    names = [*defaults, *kind.attribute_map]
+    if name in (*OWNED_BY_THE_TOKENIZER, *OWNED_BY_THE_TASK):
+        whose = "tokenizer" if name in OWNED_BY_THE_TOKENIZER else "task"
+        return Problem("spec.conflict", f"{name} follows from the {whose}", where, f"{name}: {value}"[:100], "leave it out")
+    if name not in names:
+        return Problem("spec.unknown_key", f"{kind.__name__} has no such setting", where, name, did_you_mean(name, names))
+    default = defaults.get(kind.attribute_map.get(name, name))
+    allowed = (int, float) if type(default) is float else type(default)
+    if default is None or (isinstance(value, allowed) and isinstance(value, bool) == isinstance(default, bool)):
+        return None
+    problem = f"{name} should be of the type of its default, {default!r}"
+    return Problem("spec.value", problem, where, repr(value)[:100], f"for example {default!r}")
+
+
+def _config(spec: NewModelSpec, kind: Any, **more: Any) -> Any:
+    chosen = {kind.attribute_map.get(name, name): value for name, value in spec.config.items()}
+    return kind(**{**find_family(spec.new).shape(*SIZES[spec.size]), **more, **chosen})
+
+
+def family_config(spec: NewModelSpec, tokenizer: Any) -> Any:
+    """The transformers configuration of a new model for this tokenizer."""
     import transformers
 
     family = find_family(spec.new)
     kind = getattr(transformers, family.config)
-    check_config(spec, kind)
     special = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in family.special_tokens.items()}
-    ids = {
-        name: special.get(name) for name in OWNED_BY_THE_TOKENIZER if name.endswith("_id") and (name in special or name in kind().to_dict())
-    }
+    known = {*special, *kind().to_dict()}
+    ids = {name: special.get(name) for name in OWNED_BY_THE_TOKENIZER if name.endswith("_id") and name in known}
     if family.starts_decoder:
         ids["decoder_start_token_id"] = special[f"{family.starts_decoder}_id"]
-    shape = family.shape(*SIZES[spec.size])
-    chosen = {kind.attribute_map.get(name, name): value for name, value in spec.config.items()}
-    return kind(vocab_size=len(tokenizer), **{**shape, **ids, **chosen})
-
-
-def check_config(spec: NewModelSpec, kind: Any) -> None:
-    """Raises InputError with a setting of `model.config` that cannot be set, or not to this."""
-    defaults = kind().to_dict()
-    names = [*defaults, *kind.attribute_map]
-    for name, value in spec.config.items():
-        where = f"model.config.{name}"
-        if name in (*OWNED_BY_THE_TOKENIZER, *OWNED_BY_THE_TASK):
-            whose = "tokenizer" if name in OWNED_BY_THE_TOKENIZER else "task"
-            raise InputError("spec.conflict", f"{name} follows from the {whose}", where=where, found=f"{name}: {value}", fix="leave it out")
-        if name not in names:
-            fix = did_you_mean(name, names)
-            raise InputError("spec.unknown_key", f"{kind.__name__} has no such setting", where=where, found=name, fix=fix)
-        default = defaults.get(kind.attribute_map.get(name, name))
-        allowed = (int, float) if type(default) is float else type(default)
-        if default is not None and (not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool)):
-            problem = f"{name} should be of the type of its default, {default!r}"
-            raise InputError("spec.value", problem, where=where, found=repr(value), fix=f"for example {default!r}")
+    return _config(spec, kind, vocab_size=len(tokenizer), **ids)
 
 
 def longest_text(spec: NewModelSpec, config: Any) -> int:

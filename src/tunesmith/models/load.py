@@ -41,33 +41,17 @@ def require_package(module: str, extra: str) -> None:
 
 
 def new_model(path: Path, task: Task, head: dict[str, Any], seed: int, name: str) -> LoadedModel:
-    """A model of the configuration in a folder, in fp32, its weights drawn from `seed`.
-
-    Raises InputError when the family has no model for the task, or the configuration makes none.
-    """
+    """A model of the configuration in a folder, in fp32, its weights drawn from `seed`."""
     import transformers
 
     transformers.set_seed(seed)
     config = load_config(path)
     config.update(head)
-    auto_model = getattr(transformers, task.auto_model)
-    if type(config) not in auto_model._model_mapping:
-        fix = f"a family that has one, as in `model: {{new: {FAMILY_OF_AUTO_MODEL.get(task.auto_model, 'bert')}}}`"
-        raise InputError("spec.conflict", f"the family has no model for {task.name}", where="model.new", found=name, fix=fix)
-    try:
-        model = auto_model.from_config(config, dtype="float32")
-    except Exception as error:  # whatever upstream raises of sizes that do not go together
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise InputError(
-            "model.load", "the new model cannot be made", where="model.config", found=found, fix="correct model.config"
-        ) from error
+    model = getattr(transformers, task.auto_model).from_config(config, dtype="float32")
     model.config.use_cache = False
     model.name_or_path = name
-    trainable, _ = count_parameters(model)
-    return LoadedModel(model, frozenset(), [Decision("weights", f"{trainable:,} new", "drawn at random from train.seed")])
-
-
-FAMILY_OF_AUTO_MODEL = {"AutoModelForCausalLM": "gpt2", "AutoModelForSeq2SeqLM": "t5"}
+    _, num_parameters = count_parameters(model)
+    return LoadedModel(model, frozenset(), [Decision("weights", f"{num_parameters:,} new", "drawn at random from train.seed")])
 
 
 WRITTEN_BY_SAVE_PRETRAINED = (

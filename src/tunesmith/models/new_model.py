@@ -11,14 +11,14 @@ from tunesmith.data.lint import text_hashes
 from tunesmith.data.rows import Rows
 from tunesmith.errors import InputError
 from tunesmith.models.catalog import ModelFiles
-from tunesmith.models.families import family_config, find_family, longest_text
+from tunesmith.models.families import check_family, family_config, find_family, longest_text
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.new_tokenizer import describe_tokenizer, train_tokenizer, wrap_tokenizer
-from tunesmith.registry import Decision
+from tunesmith.registry import Decision, Task
 from tunesmith.spec import NewModelSpec
 
 
-def make_model(spec: NewModelSpec, rows: Rows, text_columns: list[str], work: Path, use_cache: bool) -> tuple[ModelFiles, list[Decision]]:
+def make_model(spec: NewModelSpec, task: Task, rows: Rows, work: Path, use_cache: bool) -> tuple[ModelFiles, list[Decision]]:
     """The files of a new model, whose tokenizer has seen these rows, and what was decided.
 
     Raises InputError when the spec asks for what cannot be made, or the rows have no text.
@@ -26,7 +26,9 @@ def make_model(spec: NewModelSpec, rows: Rows, text_columns: list[str], work: Pa
     import tokenizers
     import transformers
 
+    check_family(spec, task)
     family = find_family(spec.new)
+    text_columns = [name for name, kind in task.canonical.items() if kind == "text" and name in rows.dataset.column_names]
     if not text_columns:
         raise InputError(
             "spec.conflict",

@@ -18,10 +18,11 @@ from tiny_conversations import write_prose
 from tiny_models import write_jsonl
 from tunesmith.data.rows import Rows
 from tunesmith.errors import InputError
-from tunesmith.models.families import FAMILIES, SIZES, family_config
+from tunesmith.models.families import FAMILIES, SIZES, check_family, family_config
 from tunesmith.models.new_model import make_model
 from tunesmith.models.new_tokenizer import train_tokenizer
 from tunesmith.prepare import prepare
+from tunesmith.registry import TASKS
 from tunesmith.spec import NewModelSpec, TokenizerSpec
 from tunesmith.verbs.init import spec_of
 
@@ -39,8 +40,8 @@ def rows(texts: list[str] = TEXTS) -> Rows:
     return Rows("train", datasets.Dataset.from_dict(columns), ["rows.txt"])
 
 
-def make(spec: NewModelSpec, folder: Path) -> Any:
-    files, decisions = make_model(spec, rows(), ["text"], folder, use_cache=False)
+def make(spec: NewModelSpec, folder: Path, task: str) -> Any:
+    files, decisions = make_model(spec, TASKS.get(task), rows(), folder, use_cache=False)
     return files, decisions, transformers.AutoTokenizer.from_pretrained(files.path)
 
 
@@ -89,7 +90,11 @@ def test_what_was_cut_is_put_together_again(kind: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_reads_as_its_models_do(family: str, tmp_path: Path) -> None:
     spec = NewModelSpec(new=family, tokenizer=TokenizerSpec(train="character"))
-    files, _, tokenizer = make(spec, tmp_path)
+    config_of = getattr(transformers, FAMILIES[family].config)
+    task = next(
+        name for name in ("masked_lm", "causal_lm") if config_of in getattr(transformers, TASKS.get(name).auto_model)._model_mapping
+    )
+    files, _, tokenizer = make(spec, tmp_path, task)
     before, _, after = FAMILIES[family].single.partition("$A")
     text = tokenizer.convert_ids_to_tokens(tokenizer("red")["input_ids"])
     assert text == [*before.split(), "r", "e", "d", *after.split()]
@@ -111,19 +116,16 @@ def test_each_family_reads_as_its_models_do(family: str, tmp_path: Path) -> None
 
 
 def test_settings_of_the_configuration_are_strict(tmp_path: Path) -> None:
-    _, _, tokenizer = make(NewModelSpec(new="gpt2"), tmp_path)
+    _, _, tokenizer = make(NewModelSpec(new="gpt2"), tmp_path, "causal_lm")
     config = family_config(NewModelSpec(new="gpt2", config={"hidden_size": 64, "resid_pdrop": 0}), tokenizer)
     assert (config.n_embd, config.resid_pdrop) == (64, 0)
-    for settings, code, where in (
-        ({"resid_drop": 0.1}, "spec.unknown_key", "resid_drop"),
-        ({"n_layer": "two"}, "spec.value", "n_layer"),
-        ({"n_layer": True}, "spec.value", "n_layer"),
-        ({"vocab_size": 100}, "spec.conflict", "vocab_size"),
-        ({"id2label": {}}, "spec.conflict", "id2label"),
-    ):
-        with pytest.raises(InputError) as caught:
-            family_config(NewModelSpec(new="gpt2", config=settings), tokenizer)
-        assert (caught.value.code, caught.value.problems[0].where) == (code, f"model.config.{where}")
+    settings = {"resid_drop": 0.1, "n_layer": "two", "n_head": True, "vocab_size": 100, "id2label": {}}
+    with pytest.raises(InputError) as caught:
+        check_family(NewModelSpec(new="gpt2", config=settings), TASKS.get("causal_lm"))
+    found = [(problem.code, problem.where.rpartition(".")[2]) for problem in caught.value.problems]
+    codes = ["spec.unknown_key", "spec.value", "spec.value", "spec.conflict", "spec.conflict"]
+    assert found == list(zip(codes, settings, strict=True))
+    assert caught.value.problems[0].fix == "did you mean resid_pdrop?"
 
 
 Prepare = Callable[..., Any]

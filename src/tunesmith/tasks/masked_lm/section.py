@@ -41,8 +41,8 @@ class MaskedLMSpec(NamedSection):
     @model_validator(mode="after")
     def _fits(self) -> MaskedLMSpec:
         if self.mask_replace_prob + self.random_replace_prob > 1:
-            raise ValueError("mask_replace_prob and random_replace_prob should not be more than 1 together")
+            raise ValueError("a section in which mask_replace_prob and random_replace_prob are at most 1 together")
         idle = [name for name in SPAN_SETTINGS if getattr(self, name) != type(self).model_fields[name].default]
         if idle and self.masking != "spans":
-            raise ValueError(f"{', '.join(idle)} would have no effect without masking: spans")
+            raise ValueError(f"a section without {', '.join(idle)}, which would have no effect unless masking: spans")
         return self
