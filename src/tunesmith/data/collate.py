@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith.data.encode import EVALUATION, Encoded
+from tunesmith.data.encode import Encoded
 from tunesmith.registry import Task
 
 if TYPE_CHECKING:
@@ -25,7 +25,19 @@ def collate_rows(
     section: Any,
     pad_token_id: int,
     pack: bool = False,
-    key: tuple[int, ...] = EVALUATION,
+) -> dict[str, torch.Tensor]:
+    """The examples at `indices` as `collate_columns` lays them out, with what is drawn for evaluation."""
+    return collate_columns(encoded.examples(indices), encoded, indices, task, section, pad_token_id, pack)
+
+
+def collate_columns(
+    columns: dict[str, list[Any]],
+    encoded: Encoded,
+    indices: np.ndarray | Sequence[int],
+    task: Task,
+    section: Any,
+    pad_token_id: int,
+    pack: bool,
 ) -> dict[str, torch.Tensor]:
     """Tensors [rows, longest row] of the examples at `indices`, padded on the right; `labels` as the task makes them, if there are any.
 
@@ -35,7 +47,6 @@ def collate_rows(
     """
     import torch
 
-    columns = encoded.examples(indices, key)
     lengths = encoded.lengths[np.asarray(indices)]
     if pack:
         return _packed(columns, lengths, pad_token_id)

@@ -29,7 +29,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from tunesmith.data.collate import collate_rows
+from tunesmith.data.collate import collate_columns
 from tunesmith.data.encode import Encoded, training_key
 from tunesmith.data.plan import BatchPlan, Step
 from tunesmith.engines.scoring import Scorer
@@ -65,9 +65,15 @@ class Job:
 
     def step_batch(self, step: Step, rows: np.ndarray, epoch: int = 0) -> dict[str, Any]:
         """The micro-batches of one step of this process, and the weight of the step's `rows` over all processes."""
-        section, pad, key = self.spec.task, int(self.tokenizer.pad_token_id), training_key(self.spec.train.seed, epoch)
-        labels = self.train.examples(rows, key)["labels"]
-        micro_batches = [collate_rows(self.train, indices, self.task, section, pad, self.plan.pack, key) for indices in step]
+        section, pad = self.spec.task, int(self.tokenizer.pad_token_id)
+        columns = self.train.examples(rows, training_key(self.spec.train.seed, epoch))
+        places = {int(row): place for place, row in enumerate(rows)}
+
+        def collate(indices: np.ndarray) -> dict[str, torch.Tensor]:
+            part = {name: [values[places[int(index)]] for index in indices] for name, values in columns.items()}
+            return collate_columns(part, self.train, indices, self.task, section, pad, self.plan.pack)
+
+        labels, micro_batches = columns["labels"], [collate(indices) for indices in step]
         return {"micro_batches": micro_batches, "rows": step, "weight": self.task.loss_weight(section, labels)}
 
 

@@ -116,7 +116,7 @@ FAMILIES: dict[str, Family] = {
         "decoder",
         "GPT2Config",
         lambda layers, hidden, heads: {"n_layer": layers, "n_embd": hidden, "n_head": heads, "n_positions": MAX_TOKENS},
-        {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+        {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>", "unk_token": "<unk>"},
     ),
     "llama": Family(
         "decoder, gated, rotary positions",

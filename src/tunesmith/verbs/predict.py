@@ -127,7 +127,11 @@ def _write_csv(rows: Iterable[dict[str, Any]], file: Any) -> int:
 
 def _flat(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
-        flat = {key: value for key, value in row.items() if key not in ("scores", "labels")}
+        flat = {
+            key: json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+            for key, value in row.items()
+            if key not in ("scores", "labels")
+        }
         if "labels" in row:
             flat["labels"] = ",".join(row["labels"])
         yield {**flat, **{f"score_{label}": score for label, score in row.get("scores", {}).items()}}

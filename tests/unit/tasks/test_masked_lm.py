@@ -232,6 +232,9 @@ def test_a_run_is_proven_and_fills_in_as_the_pipeline_does(checkpoint: Path, tmp
         for ranked, one in zip(row["masks"], wanted, strict=True):
             assert [candidate["score"] for candidate in ranked] == pytest.approx([candidate["score"] for candidate in one], rel=1e-4)
     assert found[0]["filled"] == expected[0][0]["sequence"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    assert list(run.predict_file(str(tmp_path / "texts.txt"), quiet=True)) == found, "one text a line"
+    assert run.evaluate(data, quiet=True)["num_tokens"] > again["num_tokens"]
     with pytest.raises(InputError) as caught:
         run.predict(["the film was good"])
     assert caught.value.code == "data.no_mask"

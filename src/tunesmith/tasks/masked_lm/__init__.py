@@ -49,7 +49,7 @@ MASKED_LM = Task(
     metrics=lambda section: METRICS,
     outputs=outputs,
     to_text=to_text,
-    for_prediction={"encode": encode_input, "regroup": None, "draw": None, "forward": candidates},
+    for_prediction={"encode": encode_input, "regroup": None, "draw": None, "forward": candidates, "running_text": False},
     running_text=True,
     per_token=True,
 )

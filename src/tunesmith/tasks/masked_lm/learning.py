@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tunesmith.data.blocks import cut_blocks, passages
 from tunesmith.data.collate import IGNORED
 from tunesmith.data.text import PASSAGE
@@ -157,7 +159,7 @@ def forward(section: MaskedLMSpec, model: Any, inputs: dict[str, torch.Tensor], 
 
 def loss_weight(section: MaskedLMSpec, labels: Sequence[Any]) -> float:
     """The number of predicted tokens; at least 1: of a short text none may be drawn."""
-    return float(max(sum(label >= 0 for row in labels for label in row), 1))
+    return float(max(sum(int((np.asarray(row) >= 0).sum()) for row in labels), 1))
 
 
 @dataclass

@@ -18,7 +18,8 @@ STARTS = "starts_unit"
 def draw(section: MaskedLMSpec, tokenizer: Any, example: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
     """input_ids as the model sees them, and labels: the ids that were there, -100 where nothing is predicted."""
     ids = np.asarray(example["input_ids"], dtype=np.int64)
-    hideable = ~np.isin(ids, _special_ids(tokenizer))
+    special, mask_id, num_ids = _vocabulary(tokenizer)
+    hideable = ~special[ids]
     if STARTS in example:
         starts = np.asarray(example[STARTS], dtype=bool)
         unit = np.cumsum(starts | ~hideable | np.r_[True, ~hideable[:-1]]) - 1
@@ -31,8 +32,8 @@ def draw(section: MaskedLMSpec, tokenizer: Any, example: dict[str, Any], generat
         fate_of = np.arange(len(ids))
     shares = (section.mask_replace_prob, section.mask_replace_prob + section.random_replace_prob)
     fate = np.searchsorted(shares, generator.random(len(ids)), side="right")[fate_of]
-    random_ids = generator.integers(len(tokenizer), size=len(ids))
-    seen = np.where(hidden & (fate == MASKED), tokenizer.mask_token_id, np.where(hidden & (fate == RANDOM), random_ids, ids))
+    random_ids = generator.integers(num_ids, size=len(ids))
+    seen = np.where(hidden & (fate == MASKED), mask_id, np.where(hidden & (fate == RANDOM), random_ids, ids))
     return {
         **{name: values for name, values in example.items() if name != STARTS},
         "input_ids": seen,
@@ -64,5 +65,8 @@ def _draw_spans(
 
 
 @lru_cache(maxsize=8)
-def _special_ids(tokenizer: Any) -> np.ndarray:
-    return np.asarray(tokenizer.all_special_ids, dtype=np.int64)
+def _vocabulary(tokenizer: Any) -> tuple[np.ndarray, int, int]:
+    """(whether each id is that of a special token, the mask token's id, number of ids); to ask a tokenizer takes long."""
+    special = np.zeros(len(tokenizer), dtype=bool)
+    special[tokenizer.all_special_ids] = True
+    return special, int(tokenizer.mask_token_id), len(tokenizer)
