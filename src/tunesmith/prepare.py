@@ -19,7 +19,8 @@ from tunesmith.data.rows import Opened, RowFacts, Rows, data_fingerprint, decide
 from tunesmith.data.split import share_of, split_rows
 from tunesmith.errors import InputError
 from tunesmith.models.catalog import ModelFiles, find_model
-from tunesmith.models.load import load_config, load_model, load_tokenizer, longest_input, new_model, pretrained_labels
+from tunesmith.models.language_model import sees_ahead
+from tunesmith.models.load import LoadedModel, load_config, load_model, load_tokenizer, longest_input, new_model, pretrained_labels
 from tunesmith.models.new_model import make_model
 from tunesmith.models.save import card_code
 from tunesmith.registry import METHODS, TASKS, Decision, Method, Task
@@ -201,10 +202,8 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
         loaded = new_model(files.path, task, head, spec.train.seed, files.reference)
     else:
         loaded = load_model(files.path, task, head, spec.train.seed, method.quantization(spec.method), files.reference)
-    if task.needs_head and loaded.head_parameters:
-        shown = ", ".join(sorted(loaded.head_parameters)[:3])
-        fix = "start from a model that was trained to write, such as smollm2 (`tunesmith models`)"
-        raise InputError("model.load", "the model is no causal language model", where="model.name", found=f"it lacks {shown}, ...", fix=fix)
+    if task.causal:
+        _check_causal(loaded, files)
     known = len(tokenizer)
     resolved = resolved.decide([*loaded.decisions, *task.fit_tokenizer(resolved.spec.task, tokenizer, loaded.model)])
     loaded.new_token_ids = tuple(range(known, len(tokenizer)))
@@ -258,6 +257,22 @@ def speed_facts(model: PreTrainedModel, spec: RunSpec, train: Encoded | None = N
     if train is not None and METHODS.get(spec.method.name).engine == "trainer":
         facts.training, facts.token_ids = True, lambda: train.token_ids
     return facts
+
+
+def _check_causal(loaded: LoadedModel, files: ModelFiles) -> None:
+    found = ""
+    if loaded.head_parameters:
+        found = f"it lacks {', '.join(sorted(loaded.head_parameters)[:3])}, ..."
+    elif sees_ahead(loaded.model):
+        found = f"{type(loaded.model).__name__}: what it says of a token depends on those after it"
+    if found:
+        fix = (
+            "model: {new: gpt2}, or llama"
+            if files.is_new
+            else "start from a model that was trained to write, such as smollm2 (`tunesmith models`)"
+        )
+        where = "model.new" if files.is_new else "model.name"
+        raise InputError("model.load", "the model is no causal language model", where=where, found=found, fix=fix)
 
 
 def _check_packing(model: PreTrainedModel) -> None:

@@ -123,8 +123,8 @@ class Task:
     """(section, encoded columns batch by batch with `row`, max_length) -> the same in blocks; None leaves rows alone."""
     running_text: bool = False
     """Whether text files without columns are running text, in which a passage may stand twice, rather than one example a line."""
-    needs_head: bool = False
-    """Whether the checkpoint must bring the head: one that was drawn for a language model would have to learn the language anew."""
+    causal: bool = False
+    """Whether each token is predicted from those before it: then a checkpoint must bring its head, and the model may not see ahead."""
     per_token: bool = False
     """Whether labels belong to tokens: rows can then be packed, and labels cannot be smoothed."""
 

@@ -67,7 +67,7 @@ class TokenizerSpec(Section):
     """A tokenizer that is trained on the training rows."""
 
     train: Literal["wordpiece", "bpe", "unigram", "word", "character"] | Auto = "auto"
-    """How it cuts a text; `bpe` is that of bytes, `word` parts words and marks, and knows the most frequent. `auto`: the family's usual."""
+    """How it cuts a text; `bpe` is that of bytes, `word` parts words and marks. `auto` is the family's usual."""
     vocab_size: PositiveInt | Auto = "auto"
     """Tokens, with the special ones; `auto` is as many as the training rows have, up to 8,000."""
     lowercase: bool = False
@@ -78,7 +78,7 @@ class NewModelSpec(Section):
     """A new model, its weights drawn at random from `train.seed`, and its tokenizer trained on the training rows."""
 
     new: str
-    """The family: bert, distilbert, roberta, modernbert, electra, gpt2, llama, t5 or bart."""
+    """The family: bert, distilbert, roberta, modernbert, electra, gpt2 or llama."""
     size: Literal["tiny", "mini", "small", "medium", "base"] = "tiny"
     """Layers x hidden size: tiny 2 x 128, mini 4 x 256, small 4 x 512, medium 8 x 512, base 12 x 768; a head is 64 wide."""
     tokenizer: TokenizerSpec = Field(default_factory=TokenizerSpec)

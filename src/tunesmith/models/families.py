@@ -17,7 +17,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "medium": (8, 512, 8),
     "base": (12, 768, 12),
 }
-"""(layers, hidden size, heads), those of the BERT miniatures (arXiv:1908.08962); an encoder-decoder has so many layers on each side."""
+"""(layers, hidden size, heads), those of the BERT miniatures (arXiv:1908.08962)."""
 MAX_TOKENS = 512
 OWNED_BY_THE_TOKENIZER = (
     "vocab_size",
@@ -26,7 +26,6 @@ OWNED_BY_THE_TOKENIZER = (
     "eos_token_id",
     "cls_token_id",
     "sep_token_id",
-    "decoder_start_token_id",
 )
 OWNED_BY_THE_TASK = ("id2label", "label2id", "problem_type", "num_labels", "architectures", "model_type", "dtype", "transformers_version")
 
@@ -47,8 +46,6 @@ class Family:
     """What stands around one text and around two, as tokenizers' TemplateProcessing writes it; empty: nothing."""
     tokenizer: str = "bpe"
     """The kind of tokenizer that such models usually have."""
-    starts_decoder: str = ""
-    """The special token that an encoder-decoder begins its output with."""
     reads_segments: bool = False
     """Whether the second of two texts is marked by token_type_ids."""
     reserved_positions: int = 0
@@ -68,11 +65,6 @@ def _wide(layers: int, hidden: int, heads: int) -> dict[str, Any]:
 def _gated(layers: int, hidden: int, heads: int) -> dict[str, Any]:
     """A gated layer has three matrices, and two thirds of the width."""
     return {**_wide(layers, hidden, heads), "intermediate_size": -(-8 * hidden // 3 // 64) * 64}
-
-
-def _both_sides(layers: int, hidden: int, heads: int) -> dict[str, Any]:
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (("layers", layers), ("attention_heads", heads))}
-    return {**sides, "d_model": hidden, "encoder_ffn_dim": 4 * hidden, "decoder_ffn_dim": 4 * hidden, "max_position_embeddings": MAX_TOKENS}
 
 
 BERT_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -125,22 +117,6 @@ FAMILIES: dict[str, Family] = {
         {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
         "<s> $A",
         "<s> $A $B",
-    ),
-    "t5": Family(
-        "encoder-decoder, relative positions",
-        "T5Config",
-        lambda layers, hidden, heads: {
-            "num_layers": layers, "num_decoder_layers": layers, "d_model": hidden, "num_heads": heads, "d_kv": hidden // heads,
-            "d_ff": 4 * hidden,
-        },
-        {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
-        "$A </s>",
-        "$A </s> $B </s>",
-        tokenizer="unigram",
-        starts_decoder="pad_token",
-    ),
-    "bart": Family(
-        "encoder-decoder", "BartConfig", _both_sides, ROBERTA_TOKENS, "<s> $A </s>", "<s> $A </s> </s> $B </s>", starts_decoder="eos_token"
     ),
 }  # fmt: skip
 """By name; `model: {new: NAME}`."""
@@ -210,8 +186,6 @@ def family_config(spec: NewModelSpec, tokenizer: Any) -> Any:
     special = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in family.special_tokens.items()}
     known = {*special, *kind().to_dict()}
     ids = {name: special.get(name) for name in OWNED_BY_THE_TOKENIZER if name.endswith("_id") and name in known}
-    if family.starts_decoder:
-        ids["decoder_start_token_id"] = special[f"{family.starts_decoder}_id"]
     return _config(spec, kind, vocab_size=len(tokenizer), **ids)
 
 

@@ -11,9 +11,12 @@ from tunesmith.registry import Meter
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tunesmith.models.token_loss import TokenScores
+
+
+PROBE_TOKENS = 8
 
 
 def label_tensor(section: Any, labels: Sequence[Any], shape: tuple[int, int]) -> torch.Tensor:
@@ -62,9 +65,24 @@ LANGUAGE_MODEL: dict[str, Any] = {
     "meter": meter,
     "metrics": lambda section: METRICS,
     "per_token": True,
-    "needs_head": True,
+    "causal": True,
 }
 """What the records of such tasks have in common."""
+
+
+def sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether what a model says at a position changes with a later token: an encoder that was loaded as a language model reads the answers."""
+    import torch
+
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(PROBE_TOKENS) % vocabulary).repeat(2, 1)
+    ids[1, -1] = (ids[1, -1] + 1) % vocabulary
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        one, other = model(input_ids=ids.to(model.device)).logits[:, :-1].float()
+    model.train(was_training)
+    return not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
 
 
 def decode_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:

@@ -166,7 +166,7 @@ def test_a_classifier_has_its_labels_and_a_tokenizer_of_the_training_rows(prepar
     [
         ("masked_lm", {"new": "brt"}, [], "spec.unknown_name", "model.new"),
         ("masked_lm", {"new": "gpt2"}, [], "spec.conflict", "model.new"),
-        ("causal_lm", {"new": "bert"}, [], "spec.conflict", "model.new"),
+        ("causal_lm", {"new": "roberta"}, ["task.documents=joined"], "model.load", "model.new"),
         ("masked_lm", {"new": "bert"}, ["method=lora"], "spec.conflict", "override method=lora"),
         ("masked_lm", {"new": "bert"}, ["method=freeze"], "spec.conflict", "override method=freeze"),
         ("text_classification", {"new": "bert"}, ["method=linear_probe"], "spec.conflict", "override method=linear_probe"),

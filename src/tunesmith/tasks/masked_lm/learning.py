@@ -42,6 +42,9 @@ def fit_tokenizer(section: MaskedLMSpec, tokenizer: Any, model: Any) -> list[Dec
 
     Raises InputError.
     """
+    if model.config.is_encoder_decoder:
+        found, fix = type(model).__name__, "start from an encoder, such as bert (`tunesmith models`)"
+        raise InputError("model.load", "the model has a decoder, which would read what is hidden", where="model.name", found=found, fix=fix)
     if tokenizer.mask_token_id is None:
         fix = "start from a model that was trained to fill in masks, such as bert (`tunesmith models`)"
         raise InputError("model.tokenizer", "the tokenizer has no mask token", where="model.name", fix=fix)
