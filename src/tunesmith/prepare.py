@@ -266,12 +266,9 @@ def _check_causal(loaded: LoadedModel, files: ModelFiles) -> None:
     elif sees_ahead(loaded.model):
         found = f"{type(loaded.model).__name__}: what it says of a token depends on those after it"
     if found:
-        fix = (
-            "model: {new: gpt2}, or llama"
-            if files.is_new
-            else "start from a model that was trained to write, such as smollm2 (`tunesmith models`)"
-        )
-        where = "model.new" if files.is_new else "model.name"
+        where, fix = "model.name", "start from a model that was trained to write, such as smollm2 (`tunesmith models`)"
+        if files.is_new:
+            where, fix = "model.new", "gpt2 or llama"
         raise InputError("model.load", "the model is no causal language model", where=where, found=found, fix=fix)
 
 
