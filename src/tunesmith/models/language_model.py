@@ -71,7 +71,7 @@ LANGUAGE_MODEL: dict[str, Any] = {
 
 
 def sees_ahead(model: PreTrainedModel) -> bool:
-    """Whether what a model says at a position changes with a later token: an encoder that was loaded as a language model reads the answers."""
+    """Whether what a model says at a position changes with a later token, as that of an encoder does: it would read the answers."""
     import torch
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
