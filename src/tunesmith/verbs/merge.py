@@ -53,7 +53,7 @@ def merge(run: Run, out: str | Path, *, dtype: str = "fp32", quiet: bool = False
         activity.advance(1)
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as rows_folder:
             encoded = run.encode(held, Path(rows_folder))
-            request = {**token_request(encoded), "hidden": True}
+            request = {**token_request(encoded, task, run.spec.task, run.tokenizer), "hidden": True}
             # both sides in fp32: what is compared is the merge, not how a quantised base rounds
             code = card_code(task.auto_model, adapters=True, new_tokens=has_new_tokens(run.directory.model))
             _, expected = reload_model_in_fresh_process(run.directory.model, {**request, "code": code})

@@ -16,7 +16,7 @@ from tunesmith.metrics.classification import ClassMeter, MultiLabelMeter, Regres
 from tunesmith.strict import load_spec
 from tunesmith.tasks.text_classification import TEXT_CLASSIFICATION
 from tunesmith.tasks.text_classification.cells import cell_labels
-from tunesmith.tasks.text_classification.decisions import misspelt
+from tunesmith.data.label_names import misspelt
 from tunesmith.tasks.text_classification.section import MULTI, REGRESSION, SINGLE, TextClassificationSpec
 
 TASK = TEXT_CLASSIFICATION
