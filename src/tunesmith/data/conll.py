@@ -27,7 +27,8 @@ def find_columns(lines: Sequence[Line]) -> tuple[str, tuple[str, ...], str]:
     """(delimiter, names, why) of a file that holds sentences; the first column is `token`, the last `tag`."""
     words = [line.text for line in lines if line.text.strip() and not line.text.startswith((DOCUMENT_START, "# "))]
     tabbed = Counter(len(text.split("\t")) for text in words)
-    if tabbed[10] > len(words) / 2 and all(CONLLU_ID.fullmatch(text.split("\t", 1)[0]) for text in words if text.count("\t") == 9):
+    numbered = sum(text.count("\t") == 9 and CONLLU_ID.fullmatch(text.split("\t", 1)[0]) is not None for text in words)
+    if numbered > len(words) / 2:
         return "\t", CONLLU_NAMES, "CoNLL-U: ten columns, the first numbers the words"
     delimiter = "\t" if tabbed[1] < len(words) / 2 else ""
     count = Counter(len(split_fields(text, delimiter)) for text in words).most_common(1)[0][0] if words else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,7 +69,9 @@ def lint_contradictions(rows: Rows, texts: np.ndarray, task: Task, section: Any,
             continue
         good[group] = False
         shown = [rows.dataset[int(index)] for index in group[:5]]
-        found = "; ".join(f"{rows.origins[row['file']]}:{row['line']} says {', '.join(row['label'])[:60]}" for row in shown)
+        same = len(os.path.commonprefix([row["label"] for row in shown]))
+        said = [("..., " if same else "") + ", ".join(row["label"][same:])[:60] for row in shown]
+        found = "; ".join(f"{rows.origins[row['file']]}:{row['line']} says {text}" for row, text in zip(shown, said, strict=True))
         findings.add(
             Problem("data.conflicting_labels", "the same text has different labels", rows.place(group[0]), found, CONFLICT_FIX), shown[0]
         )
