@@ -77,7 +77,7 @@ def tokens(prepared: Prepared, tokenizer: Any) -> Plain:
 
     def rows(split: str) -> list[dict[str, Any]]:
         rows = prepared.data.rows[split].dataset
-        encoded = tokenizer(list(rows["tokens"]), truncation=True, max_length=section.max_length, is_split_into_words=True)
+        encoded = tokenizer(list(rows["words"]), truncation=True, max_length=section.max_length, is_split_into_words=True)
         found = []
         for index, tags in enumerate(rows["label"]):
             labels, before = [], None

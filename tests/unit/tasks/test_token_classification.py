@@ -71,12 +71,12 @@ def test_words_of_a_text(text: str, words: str, expected: list[str]) -> None:
 @pytest.mark.parametrize("name", ["spans", "entities", "labels", "label"])
 def test_spans_in_their_shapes_become_tags(spans: list[Any], name: str) -> None:
     [row] = read({"text": "Ann Lee met (in) \U0001f600.", name: spans})
-    assert row["tokens"] == ["Ann", "Lee", "met", "(", "in", ")", "\U0001f600", "."]
+    assert row["words"] == ["Ann", "Lee", "met", "(", "in", ")", "\U0001f600", "."]
     assert row["label"] == ["B-x", "I-x", "O", "O", "O", "O", "B-y", "O"]
 
 
 def test_a_text_without_entities() -> None:
-    assert read({"text": "no one", "spans": []}) == [{"tokens": ["no", "one"], "text": "no one", "label": ["O", "O"]}]
+    assert read({"text": "no one", "spans": []}) == [{"words": ["no", "one"], "source_text": "no one", "label": ["O", "O"]}]
 
 
 def test_neighbours_of_one_type_are_two_entities() -> None:
@@ -85,7 +85,7 @@ def test_neighbours_of_one_type_are_two_entities() -> None:
 
 
 def test_tokens_in_one_cell_are_parted_by_blanks() -> None:
-    assert read({"tokens": "in  Rome", "tags": "O B-x"}) == [{"tokens": ["in", "Rome"], "text": None, "label": ["O", "B-x"]}]
+    assert read({"tokens": "in  Rome", "tags": "O B-x"}) == [{"words": ["in", "Rome"], "source_text": None, "label": ["O", "B-x"]}]
 
 
 def test_ids_are_texts_until_they_are_named() -> None:
@@ -211,7 +211,7 @@ def test_what_cannot_be_decided(rows: list[str], settings: dict[str, Any], code:
 
 def lint(tags: str, **settings: Any) -> list[tuple[str, str, str]]:
     cell = tags.split()
-    batch = {"label": [[], cell], "tokens": [[], [f"w{number}" for number in range(1, len(cell) + 1)]]}
+    batch = {"label": [[], cell], "words": [[], [f"w{number}" for number in range(1, len(cell) + 1)]]}
     found = list(TASK.lint(section(**settings), batch))
     assert {row for row, _ in found} <= {1}
     return [(fault[0], fault[2], fault[3]) for _, fault in found]
@@ -258,7 +258,7 @@ def tokenizer() -> Any:
 
 
 def encode(tokenizer: Any, rows: list[tuple[list[str], list[str]]], max_length: int = 64, **settings: Any) -> dict[str, list[Any]]:
-    batch = {"tokens": [words for words, _ in rows], "text": [None] * len(rows), "label": [tags for _, tags in rows]}
+    batch = {"words": [words for words, _ in rows], "label": [tags for _, tags in rows]}
     return TASK.encode(section(**settings), batch, tokenizer, max_length)
 
 
@@ -311,8 +311,8 @@ def test_a_word_that_the_tokenizer_makes_nothing_of_is_its_unknown_token(tokeniz
     columns = encode(tokenizer, [(["the", "\u200d", "day"], ["O", "B-x", "O"])])
     assert tokenizer.convert_ids_to_tokens(columns["input_ids"][0]) == ["[CLS]", "the", "[UNK]", "day", "[SEP]"]
     assert columns["labels"] == [[-100, 0, 1, 0, -100]]
-    assert TASK.source(section(), {"tokens": ["the", "\u200d"]}, tokenizer) is None
-    assert TASK.source(section(), {"tokens": ["the"]}, tokenizer) == {"words": ["the"]}
+    assert TASK.source(section(), {"words": ["the", "\u200d"]}, tokenizer) is None
+    assert TASK.source(section(), {"words": ["the"]}, tokenizer) == {"words": ["the"]}
 
 
 def test_without_an_unknown_token_that_is_a_fault() -> None:
@@ -322,7 +322,7 @@ def test_without_an_unknown_token_that_is_a_fault() -> None:
 
 
 def test_rows_without_tags_have_no_labels(tokenizer: Any) -> None:
-    columns = TASK.encode(section(), {"tokens": [["the"]], "text": [None]}, tokenizer, 64)
+    columns = TASK.encode(section(), {"words": [["the"]]}, tokenizer, 64)
     assert "labels" not in columns
 
 

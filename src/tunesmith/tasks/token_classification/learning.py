@@ -57,8 +57,8 @@ def _joins_words(tokenizer: Any) -> bool:
 
 def source(section: TokenClassificationSpec, row: dict[str, Any], tokenizer: Any) -> dict[str, Any] | None:
     """The words, unless the tokenizer makes nothing of one of them."""
-    known = tokenizer(row["tokens"], is_split_into_words=True).word_ids(0)
-    return {"words": row["tokens"]} if set(range(len(row["tokens"]))) <= set(known) else None
+    known = tokenizer(row["words"], is_split_into_words=True).word_ids(0)
+    return {"words": row["words"]} if set(range(len(row["words"]))) <= set(known) else None
 
 
 def encode(section: TokenClassificationSpec, batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
@@ -81,7 +81,7 @@ def encode(section: TokenClassificationSpec, batch: dict[str, list[Any]], tokeni
         "row",
     ]
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    tokens = tokenizer(batch["tokens"], is_split_into_words=True, add_special_tokens=False, truncation=False, padding=False, verbose=False)
+    tokens = tokenizer(batch["words"], is_split_into_words=True, add_special_tokens=False, truncation=False, padding=False, verbose=False)
     going_on = _going_on(section)
 
     def add(row: int, pieces: list[tuple[int, int, int, int, int]], full_length: int, fault: Fault | None) -> None:
@@ -95,15 +95,15 @@ def encode(section: TokenClassificationSpec, batch: dict[str, list[Any]], tokeni
 
     for row, encoding in enumerate(tokens.encodings):
         labels = target(section, batch["label"][row]) if has_labels else []
-        words: list[list[tuple[int, int, int]]] = [[] for _ in batch["tokens"][row]]
+        words: list[list[tuple[int, int, int]]] = [[] for _ in batch["words"][row]]
         for token, word, (begin, end) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
             words[word].append((token, begin, end))
         fault = None
         for word, pieces in enumerate(words):
             if not pieces and tokenizer.unk_token_id is not None:
-                pieces.append((tokenizer.unk_token_id, 0, len(batch["tokens"][row][word])))
+                pieces.append((tokenizer.unk_token_id, 0, len(batch["words"][row][word])))
             elif not pieces:
-                shown = f"word {word + 1}: {batch['tokens'][row][word]!r}"
+                shown = f"word {word + 1}: {batch['words'][row][word]!r}"
                 fault = ("data.empty_text", "the tokenizer makes nothing of a word, and has no unknown token", shown, "remove the word")
         lengths = [min(len(pieces), capacity) for pieces in words]
         windows = split_windows(lengths, capacity, section.stride) if fault is None else [(0, 1)]

@@ -52,7 +52,7 @@ def join(section: TokenClassificationSpec, parts: list[Piece], row: dict[str, An
     The text of a row of tokens is these with a space between.
     """
     word, tag, score, places = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    tokens, text = row["tokens"], row["text"]
+    tokens, text = row["words"], row["source_text"]
     if text is None:
         ends = np.cumsum([len(token) + 1 for token in tokens]).tolist()
         text, offsets = " ".join(tokens), [(end - len(token) - 1, end - 1) for token, end in zip(tokens, ends, strict=True)]

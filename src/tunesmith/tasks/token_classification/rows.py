@@ -71,14 +71,14 @@ def read_input(section: TokenClassificationSpec, columns: dict[str, str], row: d
     if "tokens" in columns and not is_missing(row.get(columns["tokens"])):
         tokens, fault = _list_of(row.get(columns["tokens"]), "tokens")
         faults = [fault] if fault else list(_token_faults(tokens))
-        yield from faults or ({"tokens": tokens, "text": None, "label": None},)
+        yield from faults or ({"words": tokens, "source_text": None, "label": None},)
         return
     if "text" not in columns:
         problem = "which column holds tokens or a text cannot be seen"
         fix = "name it: data.columns={tokens: ...} or data.columns={text: ...}"
         raise InputError("data.ambiguous_columns", problem, where="data.columns", found=f"columns {', '.join(map(str, row))}", fix=fix)
     text, offsets, fault = _words_of(section, row.get(columns["text"]))
-    yield fault or {"tokens": [text[start:end] for start, end in offsets], "text": text, "label": None}
+    yield fault or {"words": [text[start:end] for start, end in offsets], "source_text": text, "label": None}
 
 
 def _list_of(value: Any, what: str) -> tuple[list[Any], Fault | None]:
@@ -116,7 +116,7 @@ def _read_tokens(columns: dict[str, str], row: dict[str, Any]) -> Iterator[dict[
             kind = "empty" if is_missing(tag) else name_kind(tag)
             faults.append(("data.empty_label", f"tag {number} is {kind}", repr(tag)[:80], "a tag is a text, or an id"))
             break
-    yield from faults or ({"tokens": tokens, "text": None, "label": [str(tag) for tag in tags]},)
+    yield from faults or ({"words": tokens, "source_text": None, "label": [str(tag) for tag in tags]},)
 
 
 def _words_of(section: TokenClassificationSpec, value: Any) -> tuple[str, Offsets, Fault | None]:
@@ -170,7 +170,7 @@ def _read_spans(
             shown = " and ".join(f"{name} {text[offsets[start][0] : offsets[end - 1][1]]!r}" for name, start, end in (first, second))
             faults.append(("data.span", "two spans overlap", shown[:100], "a word has one tag: keep one of the two"))
     tags = [] if faults else write_tags(entities, len(offsets), "IOB2")
-    yield from faults or ({"tokens": [text[start:end] for start, end in offsets], "text": text, "label": tags},)
+    yield from faults or ({"words": [text[start:end] for start, end in offsets], "source_text": text, "label": tags},)
 
 
 def _place(span: tuple[int, int, str], text: str, offsets: Offsets, words: str) -> Span | Fault:

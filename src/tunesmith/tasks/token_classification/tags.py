@@ -148,14 +148,14 @@ def lint(section: TokenClassificationSpec, batch: dict[str, list[Any]]) -> Itera
                 )
                 continue
             fix = f"{did_you_mean(tag, known)} If it is meant, name all in task.labels; data.on_bad_row=skip leaves the row out"
-            where = f"{tag[:60]!r}, of {batch['tokens'][index][cell.index(tag)][:40]!r}"
+            where = f"{tag[:60]!r}, of {batch['words'][index][cell.index(tag)][:40]!r}"
             yield index, ("data.unknown_label", "the tag is not one of the task's", where, fix)
         if unknown or section.data_scheme == "none":
             continue
         tags = [name or "" for _, name in named]
         wrong = [(place, why) for place, pair in enumerate(pairwise(["", *tags, ""])) if (why := fault(*pair, section.data_scheme))]
         if wrong:
-            words = [*batch["tokens"][index], "the end"]
+            words = [*batch["words"][index], "the end"]
             found = "; ".join(f"word {place + 1}, {words[place][:30]!r}: {why}" for place, why in wrong[:SHOWN_FAULTS])
             problem = f"the tags break their scheme, {section.data_scheme}"
             yield index, ("data.tags", problem, found[:200], f"{by_word}; or task.data_scheme, if they follow another")
