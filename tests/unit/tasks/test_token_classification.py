@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 
 import tiny_models
 import tunesmith
 from tiny_tags import sentences, write_conll
+from tunesmith.cli import main
 from tunesmith.errors import InputError
 from tunesmith.tasks.token_classification import TOKEN_CLASSIFICATION as TASK
 from tunesmith.tasks.token_classification.rows import text_words
@@ -441,6 +444,54 @@ def test_what_cannot_be_answered(run: Any, row: Any) -> None:
         return
     with pytest.raises(InputError):
         run.predict([row])
+
+
+def test_the_command_line_shows_entities_and_writes_them(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main(list(arguments)) == 0
+        return capsys.readouterr().out
+
+    text = "the film was lovely bright in town"
+    shown = printed("predict", str(run.path), "--text", text)
+    [row] = run.predict([text])
+    assert (
+        shown.rstrip("\n") == ", ".join(f"{item['label']} {item['text']!r} {item['score']:.2f}" for item in row["entities"]) + f"\t{text}"
+    )
+    conll = write_conll(tmp_path / "new.conll", 5, seed=9)
+    words = tmp_path / "words.conll"
+    words.write_text("".join(line.split("\t")[0].strip() + "\n" for line in conll.read_text().splitlines()))
+    for source in (conll, words):
+        printed("predict", str(run.path), str(source), "--out", str(tmp_path / "out.jsonl"))
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert rows == run.predict([sentence for sentence, _ in sentences(5, seed=9)])
+    printed("predict", str(run.path), str(words), "--out", str(tmp_path / "out.csv"))
+    with (tmp_path / "out.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [json.loads(line["entities"]) for line in table] == [row["entities"] for row in rows]
+    lines = tmp_path / "lines.txt"
+    lines.write_text(f"{text}\n{text} again\n")
+    assert json.loads(printed("predict", str(run.path), str(lines), "--json"))["predictions"][0] == row
+    assert "praise" in printed("evaluate", str(run.path), "--data", str(conll))
+
+
+def test_check_shows_tags_and_windows(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_conll(tmp_path / "rows.conll", 30)
+    arguments = ["check", str(data), f"model={run.path / 'model'}", "task.max_length=12", "task.stride=2", "--no-measure", "--no-cache"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "task.scheme = IOB2" in shown
+    assert "in the order of the checkpoint" in shown
+    assert "training labels: " in shown
+    assert "rows are longer than task.max_length, and become several windows" in shown
+    assert "/B-praise|" in shown or "/B-blame|" in shown
+
+
+def test_init_writes_a_spec_for_tagged_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(write_conll(tmp_path / "rows.conll", 30))]) == 0
+    spec = yaml.safe_load(capsys.readouterr().out)
+    assert spec["task"] in ("token_classification", {"name": "token_classification"}) or spec["task"]["name"] == "token_classification"
+    assert spec["data"]["columns"] == {"tokens": "token", "tags": "tag"}
 
 
 def test_plain_tags_are_answered_word_by_word(tmp_path: Path) -> None:
