@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,7 +68,7 @@ def lint_contradictions(rows: Rows, texts: np.ndarray, task: Task, section: Any,
             continue
         good[group] = False
         shown = [rows.dataset[int(index)] for index in group[:5]]
-        same = len(os.path.commonprefix([row["label"] for row in shown]))
+        same = next((place for place, labels in enumerate(zip(*(row["label"] for row in shown), strict=False)) if len(set(labels)) > 1), 0)
         said = [("..., " if same else "") + ", ".join(row["label"][same:])[:60] for row in shown]
         found = "; ".join(f"{rows.origins[row['file']]}:{row['line']} says {text}" for row, text in zip(shown, said, strict=True))
         findings.add(

@@ -319,9 +319,14 @@ def test_a_word_that_the_tokenizer_makes_nothing_of_is_its_unknown_token(tokeniz
 
 
 def test_without_an_unknown_token_that_is_a_fault() -> None:
+    from tokenizers import normalizers
+
     byte_level = tiny_models.bpe_tokenizer()
-    columns = encode(byte_level, [(["the", ""], ["O", "O"])])
-    assert columns["fault"][0] is None or columns["fault"][0][0] == "data.empty_text"
+    byte_level.backend_tokenizer.normalizer = normalizers.Replace("z", "")
+    columns = encode(byte_level, [(["day"], ["O"]), (["the", "zz", "day"], ["O", "O", "O"])])
+    assert columns["fault"][0] is None
+    assert columns["fault"][1][0] == "data.empty_text"
+    assert columns["fault"][1][2] == "word 2: 'zz'"
 
 
 def test_rows_without_tags_have_no_labels(tokenizer: Any) -> None:

@@ -69,57 +69,50 @@ def encode(section: TokenClassificationSpec, batch: dict[str, list[Any]], tokeni
     """
     before, after = _special_tokens(tokenizer)
     capacity = max_length - len(before) - len(after)
-    has_labels = batch.get("label") is not None and None not in batch["label"]
+    has_labels = "label" in batch
     is_simple = section.aggregation_strategy == "simple"
-    names = [
-        "input_ids",
-        "word",
-        *(["labels"] if has_labels else []),
-        *(["begin", "end"] if is_simple else []),
-        "full_length",
-        "fault",
-        "row",
-    ]
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    tokens = tokenizer(batch["words"], is_split_into_words=True, add_special_tokens=False, truncation=False, padding=False, verbose=False)
+    names = ["input_ids", "word", *(["labels"] if has_labels else []), *(["begin", "end"] if is_simple else [])]
+    columns: dict[str, list[Any]] = {name: [] for name in (*names, "full_length", "fault", "row")}
     going_on = _going_on(section)
-
-    def add(row: int, pieces: list[tuple[int, int, int, int, int]], full_length: int, fault: Fault | None) -> None:
-        """One window; a piece is (token, word or -1, label, begin, end)."""
-        framed = [*((token, -1, IGNORED, 0, 0) for token in before), *pieces, *((token, -1, IGNORED, 0, 0) for token in after)]
-        for name, values in zip(("input_ids", "word", "labels", "begin", "end"), zip(*framed, strict=True), strict=True):
-            if name in columns:
-                columns[name].append(list(values))
-        for name, value in (("full_length", len(before) + full_length + len(after)), ("fault", fault), ("row", row)):
-            columns[name].append(value)
-
+    tokens = tokenizer(batch["words"], is_split_into_words=True, add_special_tokens=False, truncation=False, padding=False, verbose=False)
     for row, encoding in enumerate(tokens.encodings):
-        labels = target(section, batch["label"][row]) if has_labels else []
-        words: list[list[tuple[int, int, int]]] = [[] for _ in batch["words"][row]]
-        for token, word, (begin, end) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
-            words[word].append((token, begin, end))
-        fault = None
-        for word, pieces in enumerate(words):
-            if not pieces and tokenizer.unk_token_id is not None:
-                pieces.append((tokenizer.unk_token_id, 0, len(batch["words"][row][word])))
-            elif not pieces:
-                shown = f"word {word + 1}: {batch['words'][row][word]!r}"
-                fault = ("data.empty_text", "the tokenizer makes nothing of a word, and has no unknown token", shown, "remove the word")
+        words, fault = _tokens_of_words(encoding, batch["words"][row], tokenizer.unk_token_id)
+        labels = target(section, batch["label"][row]) if has_labels else [IGNORED] * len(words)
         lengths = [min(len(pieces), capacity) for pieces in words]
-        windows = split_windows(lengths, capacity, section.stride) if fault is None else [(0, 1)]
+        windows = split_windows(lengths, capacity, section.stride)
         owner = owners(lengths, windows)
         for number, (first, last) in enumerate(windows):
-            if not (owner[first:last] == number).any():
+            if fault is None and not (owner[first:last] == number).any():
                 continue
-            window: list[tuple[int, int, int, int, int]] = []
+            window = [(token, -1, IGNORED, 0, 0) for token in before]
             for word in range(first, last):
                 owned = owner[word] == number
-                label = labels[word] if has_labels and owned else IGNORED
+                label = labels[word] if owned else IGNORED
                 for token, begin, end in words[word][:capacity]:
                     window.append((token, word if owned else -1, label, begin, end))
                     label = going_on[label] if section.label_all_tokens and label != IGNORED else IGNORED
-            add(row, window, sum(len(words[word]) for word in range(first, last)), fault)
+            window += [(token, -1, IGNORED, 0, 0) for token in after]
+            for name, values in zip(("input_ids", "word", "labels", "begin", "end"), zip(*window, strict=True), strict=True):
+                if name in columns:
+                    columns[name].append(list(values))
+            columns["full_length"].append(len(before) + sum(len(words[word]) for word in range(first, last)) + len(after))
+            columns["fault"].append(fault)
+            columns["row"].append(row)
     return columns
+
+
+def _tokens_of_words(encoding: Any, words: Sequence[str], unknown: int | None) -> tuple[list[list[tuple[int, int, int]]], Fault | None]:
+    """(id, begin, end in the word) of the tokens of each word, and what is wrong with a word that has none."""
+    found: list[list[tuple[int, int, int]]] = [[] for _ in words]
+    for token, word, (begin, end) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
+        found[word].append((token, begin, end))
+    for number, pieces in enumerate(found):
+        if not pieces and unknown is None:
+            shown = f"word {number + 1}: {words[number]!r}"
+            return found, ("data.empty_text", "the tokenizer makes nothing of a word, and has no unknown token", shown, "remove the word")
+        if not pieces and unknown is not None:
+            pieces.append((unknown, 0, len(words[number])))
+    return found, None
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

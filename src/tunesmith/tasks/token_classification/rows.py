@@ -71,14 +71,14 @@ def read_input(section: TokenClassificationSpec, columns: dict[str, str], row: d
     if "tokens" in columns and not is_missing(row.get(columns["tokens"])):
         tokens, fault = _list_of(row.get(columns["tokens"]), "tokens")
         faults = [fault] if fault else list(_token_faults(tokens))
-        yield from faults or ({"words": tokens, "source_text": None, "label": None},)
+        yield from faults or ({"words": tokens, "source_text": None},)
         return
     if "text" not in columns:
         problem = "which column holds tokens or a text cannot be seen"
         fix = "name it: data.columns={tokens: ...} or data.columns={text: ...}"
         raise InputError("data.ambiguous_columns", problem, where="data.columns", found=f"columns {', '.join(map(str, row))}", fix=fix)
     text, offsets, fault = _words_of(section, row.get(columns["text"]))
-    yield fault or {"words": [text[start:end] for start, end in offsets], "source_text": text, "label": None}
+    yield fault or {"words": [text[start:end] for start, end in offsets], "source_text": text}
 
 
 def _list_of(value: Any, what: str) -> tuple[list[Any], Fault | None]:
