@@ -45,7 +45,7 @@ def merge(run: Run, out: str | Path, *, dtype: str = "fp32", quiet: bool = False
     held = run.held_rows()
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work, progress.activity("merging", 4) as activity:
         folder = Path(work) / "merged"
-        base = load_trained(find_model(run.spec.model).path, task.auto_model)
+        base = load_trained(find_model(run.spec.model).path, task.auto_model, head=task.head(run.spec.task))
         activity.advance(1)
         merged = method.merge(base, run.directory.model)
         _save(run, merged, dtype, folder)

@@ -66,7 +66,7 @@ def compute_tokens(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple
             ids.append(tokenizer(source["words"], is_split_into_words=True)["input_ids"] if "words" in source else row)
         with torch.inference_mode():
             outputs = model(input_ids=torch.tensor([row]), output_hidden_states=bool(request.get("hidden")))
-        logits.append(outputs.logits[0, positions].float())
+        logits.append((outputs.logits[0, positions] if outputs.logits.dim() == 3 else outputs.logits).float())
         if request.get("hidden"):
             hidden.append(torch.stack([state[0, positions].float() for state in outputs.hidden_states]))
     return ids, {"logits": torch.cat(logits), **({"hidden": torch.cat(hidden, dim=1)} if hidden else {})}
