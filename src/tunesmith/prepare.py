@@ -133,7 +133,7 @@ def _check_rows(
 ) -> PreparedData:
     spec = resolved.spec
     labels = pretrained_labels(load_config(find_model(spec.model).path))
-    facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
+    facts = row_facts(rows["train"], task, opened, columns, Path(spec.data.root), labels)
     try:
         decided = resolved.decide(task.decide(spec.task, facts))
     except InputError as error:
@@ -164,7 +164,7 @@ def _check_rows(
             )
     if findings.num_rejected:
         # The rows that are left decide anew: a label that only bad rows had is not a class.
-        facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
+        facts = row_facts(rows["train"], task, opened, columns, Path(spec.data.root), labels)
         decided = resolved.decide(task.decide(spec.task, facts))
         for split in rows:
             rows[split] = rows[split].select(np.flatnonzero(lint_labels(rows[split], task, decided.spec.task, findings)))
@@ -197,7 +197,7 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     tokenizer = load_tokenizer(files.path)
     method = METHODS.get(spec.method.name)
     loaded = load_model(files.path, task, task.head(resolved.spec.task), spec.train.seed, method.quantization(spec.method), files.reference)
-    if task.per_token and loaded.head_parameters:
+    if task.per_token and loaded.head_parameters and not task.head(resolved.spec.task):
         shown = ", ".join(sorted(loaded.head_parameters)[:3])
         fix = "start from a model that was trained to write, such as smollm2 (`tunesmith models`)"
         raise InputError("model.load", "the model is no causal language model", where="model.name", found=f"it lacks {shown}, ...", fix=fix)
@@ -267,7 +267,7 @@ def _decide_length(resolved: Resolved, task: Task, rows: Rows, tokenizer: PreTra
         return resolved
     if task.regroup is not None:
         return resolved.decide([decide_block_length(limit)])
-    if task.per_token:
+    if task.per_token or task.join is not None:
         return resolved.decide(
             [Decision("task.max_length", limit, "the model's limit: nothing need be cut, and unused length costs nothing")]
         )

@@ -18,7 +18,7 @@ class TokenMeter:
     def __init__(self) -> None:
         self._rows: list[np.ndarray] = []
 
-    def update(self, outputs: Any, labels: torch.Tensor) -> None:
+    def update(self, outputs: Any, labels: torch.Tensor, examples: Any = None) -> None:
         """Adds a batch: TokenScores, and labels [rows, tokens] with -100 where a token is not trained."""
         import torch
 
