@@ -14,6 +14,8 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,25 @@ from tunesmith.prepare import Prepared, prepare
 from tunesmith.verbs.init import spec_of
 
 
-def train_plain(prepared: Prepared, folder: str) -> dict[str, float]:
-    """Fine-tunes with transformers alone on the prepared rows; returns validation metrics."""
-    spec, train = prepared.spec, prepared.spec.train
-    section: Any = spec.task
-    transformers.set_seed(train.seed)
+@dataclass(frozen=True)
+class Plain:
+    """What a script for one task is made of, beside `Trainer`."""
+
+    model: Any
+    rows: Callable[[str], list[dict[str, Any]]]
+    """(split) -> tokenized rows with labels."""
+    score: Callable[[Any], dict[str, float]]
+    """(predictions and labels of the validation rows) -> metrics."""
+    collator: Any = None
+
+
+def texts(prepared: Prepared, tokenizer: Any) -> Plain:
+    """Text classification as transformers' run_classification.py has it."""
+    section: Any = prepared.spec.task
     head = prepared.task.head(section)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(prepared.files.path, dtype=torch.float32, **head)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.files.path)
 
-    def tokenized(split: str) -> Any:
+    def rows(split: str) -> list[dict[str, Any]]:
         encoded_rows = prepared.encoded[split]
         rows = encoded_rows.rows.dataset.select(encoded_rows.row)
         labels = prepared.encoded[split].dataset["labels"]
@@ -45,25 +56,74 @@ def train_plain(prepared: Prepared, folder: str) -> dict[str, float]:
         values = [[float(value) for value in label] if multi else label for label in labels]
         return [{**{name: encoded[name][index] for name in encoded}, "labels": values[index]} for index in range(len(values))]
 
+    def score(prediction: Any) -> dict[str, float]:
+        meter = prepared.task.meter(section)
+        meter.update(torch.tensor(prediction.predictions), torch.tensor(np.asarray(prediction.label_ids)), None)
+        return dict(meter.compute(intervals=False)["metrics"])
+
+    return Plain(model, rows, score)
+
+
+def tokens(prepared: Prepared, tokenizer: Any) -> Plain:
+    """Token classification as transformers' run_ner.py has it; the data's tags must be those of the model."""
+    from seqeval.metrics import f1_score, precision_score, recall_score
+
+    section: Any = prepared.spec.task
+    names = list(section.labels)
+    head = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    model = transformers.AutoModelForTokenClassification.from_pretrained(
+        prepared.files.path, dtype=torch.float32, num_labels=len(names), **head
+    )
+
+    def rows(split: str) -> list[dict[str, Any]]:
+        rows = prepared.data.rows[split].dataset
+        encoded = tokenizer(list(rows["words"]), truncation=True, max_length=section.max_length, is_split_into_words=True)
+        found = []
+        for index, tags in enumerate(rows["label"]):
+            labels, before = [], None
+            for word in encoded.word_ids(index):
+                labels.append(-100 if word is None or word == before else head["label2id"][tags[word]])
+                before = word
+            found.append({**{name: encoded[name][index] for name in encoded}, "labels": labels})
+        return found
+
+    def score(prediction: Any) -> dict[str, float]:
+        guesses = prediction.predictions.argmax(-1)
+        kept = [label >= 0 for label in prediction.label_ids]
+        guessed = [[names[index] for index in guess[mask]] for guess, mask in zip(guesses, kept, strict=True)]
+        true = [[names[index] for index in label[mask]] for label, mask in zip(prediction.label_ids, kept, strict=True)]
+        accuracy = float((guesses == prediction.label_ids)[prediction.label_ids >= 0].mean())
+        if section.scheme == "none":
+            return {"accuracy": accuracy}
+        functions = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
+        return {"accuracy": accuracy, **{name: float(function(true, guessed)) for name, function in functions.items()}}
+
+    return Plain(model, rows, score, transformers.DataCollatorForTokenClassification(tokenizer))
+
+
+PLAIN: dict[str, Callable[[Prepared, Any], Plain]] = {"text_classification": texts, "token_classification": tokens}
+
+
+def train_plain(prepared: Prepared, folder: str) -> dict[str, float]:
+    """Fine-tunes with transformers alone on the prepared rows; returns validation metrics."""
+    train = prepared.spec.train
+    transformers.set_seed(train.seed)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.files.path)
+    plain = PLAIN[prepared.task.name](prepared, tokenizer)
     arguments = transformers.TrainingArguments(
         output_dir=folder, num_train_epochs=float(train.epochs), per_device_train_batch_size=train.batch_size, learning_rate=float(train.learning_rate),
         lr_scheduler_type=train.lr_scheduler_type, warmup_steps=train.warmup_steps, weight_decay=train.weight_decay, seed=train.seed,
         eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model=str(train.metric_for_best_model),
         greater_is_better=True, save_total_limit=1, bf16=train.precision == "bf16", use_cpu=True, disable_tqdm=True, per_device_eval_batch_size=64,
     )  # fmt: skip
-
-    def score(prediction: Any) -> dict[str, float]:
-        meter = prepared.task.meter(section)
-        meter.update(torch.tensor(prediction.predictions), torch.tensor(np.asarray(prediction.label_ids)))
-        return dict(meter.compute(intervals=False)["metrics"])
-
     trainer = transformers.Trainer(
-        model,
+        plain.model,
         arguments,
-        train_dataset=tokenized("train"),
-        eval_dataset=tokenized("validation"),
+        data_collator=plain.collator,
+        train_dataset=plain.rows("train"),
+        eval_dataset=plain.rows("validation"),
         processing_class=tokenizer,
-        compute_metrics=score,
+        compute_metrics=plain.score,
     )
     trainer.train()
     return {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}

@@ -44,6 +44,8 @@ CODES: dict[str, str] = {
     "data.no_mask": "A text that is to be filled in has no mask.",
     "data.empty_label": "A row has no label.",
     "data.unknown_label": "A row's label is not one of the task's labels.",
+    "data.tags": "A row's tags do not fit its tokens, or break the scheme in which they mark entities.",
+    "data.span": "A span of characters does not fit its text.",
     "data.not_a_number": "A row's target is not a finite number.",
     "data.conflicting_labels": "The same text stands with different labels.",
     "data.leak": "A row of the validation or test set also stands in the training set.",

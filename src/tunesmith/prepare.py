@@ -135,7 +135,7 @@ def _check_rows(
 ) -> PreparedData:
     spec = resolved.spec
     labels = () if isinstance(spec.model, NewModelSpec) else pretrained_labels(load_config(find_model(spec.model).path))
-    facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
+    facts = row_facts(rows["train"], task, opened, columns, Path(spec.data.root), labels)
     try:
         decided = resolved.decide(task.decide(spec.task, facts))
     except InputError as error:
@@ -166,7 +166,7 @@ def _check_rows(
             )
     if findings.num_rejected:
         # The rows that are left decide anew: a label that only bad rows had is not a class.
-        facts = row_facts(rows["train"], opened, columns, Path(spec.data.root), labels)
+        facts = row_facts(rows["train"], task, opened, columns, Path(spec.data.root), labels)
         decided = resolved.decide(task.decide(spec.task, facts))
         for split in rows:
             rows[split] = rows[split].select(np.flatnonzero(lint_labels(rows[split], task, decided.spec.task, findings)))
@@ -296,7 +296,7 @@ def _decide_length(resolved: Resolved, task: Task, rows: Rows, tokenizer: PreTra
         return resolved
     if task.regroup is not None:
         return resolved.decide([decide_block_length(limit)])
-    if task.per_token:
+    if task.per_token or task.join is not None:
         return resolved.decide(
             [Decision("task.max_length", limit, "the model's limit: nothing need be cut, and unused length costs nothing")]
         )

@@ -7,6 +7,7 @@ imported when they are asked for, never before.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -51,8 +52,8 @@ class Role:
 class Meter(Protocol):
     """Metrics that are computed as batches stream."""
 
-    def update(self, outputs: Any, labels: torch.Tensor) -> None:
-        """Adds a batch: what the task's `forward` gave, and its labels."""
+    def update(self, outputs: Any, labels: torch.Tensor, examples: Any) -> None:
+        """Adds a batch: what the task's `forward` gave, its labels, and where it comes from (`data.encode.Examples`)."""
 
     def compute(self, intervals: bool = True) -> dict[str, Any]:
         """`{"metrics": {name: number}, "intervals": {name: [low, high]}, ...details}`."""
@@ -75,7 +76,7 @@ class Task:
     recognise: Callable[[Any], str | None]
     """(preview of the data) -> why the data looks like this task, or None; tasks are asked in the order of the registry."""
     canonical: dict[str, str]
-    """Columns of a canonical row and their kinds: `text`, `labels` (a list of strings), or `json`."""
+    """Columns of a canonical row and their kinds: `text`, `texts` and `labels` (lists of strings), or `json`."""
     read: Callable[[Any, dict[str, str], dict[str, Any]], Iterable[dict[str, Any] | Fault]]
     """(section, column of each role, row as the file has it) -> the canonical rows it holds, or what is wrong with it."""
     decide: Callable[[Any, Any], list[Decision]]
@@ -92,7 +93,8 @@ class Task:
     """(section, tokenizer, model) -> what was changed in both for the task: pad token, chat template, new tokens."""
     encode: Callable[[Any, dict[str, list[Any]], PreTrainedTokenizerBase, int], dict[str, list[Any]]]
     """(section, batch of canonical rows, tokenizer, max_length) -> columns: input_ids, full_length (tokens before the cut), labels if
-    the rows have them, other inputs of the model, and `fault`: the Fault of a row that cannot be used, or None."""
+    the rows have them, other inputs of the model, and `fault`: the Fault of a row that cannot be used, or None. Where a row becomes
+    several examples, `row` says for each which row of the batch it is from, ascending."""
     label_tensor: Callable[[Any, Sequence[Any], tuple[int, int]], torch.Tensor]
     """(section, encoded labels of a batch, shape of its input_ids) -> the labels tensor."""
     forward: Callable[[Any, PreTrainedModel, dict[str, torch.Tensor], torch.Tensor | None], Any]
@@ -105,8 +107,21 @@ class Task:
     """(section, thresholds=None) -> a new meter; thresholds, if the task tunes any on validation, as a meter reported them."""
     metrics: Callable[[Any], dict[str, bool]]
     """(section) -> the metrics it reports, and whether greater is better; the first says which checkpoint is best."""
-    outputs: Callable[[Any, Any, dict[str, Any]], list[dict[str, Any]]] | None = None
-    """(section, what `forward` gave, what was tuned on validation) -> one plain prediction a row; None where it is generated."""
+    outputs: Callable[[Any, Any, dict[str, Any], Any], list[Any]] | None = None
+    """(section, what `forward` gave, what was tuned on validation, the `data.encode.Examples`) -> one plain prediction an example, or
+    what `join` makes it of; None where it is generated."""
+    join: Callable[[Any, list[Any], dict[str, Any]], dict[str, Any]] | None = None
+    """(section, what `outputs` gave for the examples of a row, the canonical row) -> the row's prediction; None where a row is one
+    example. With it, a long row is several examples, and nothing of it is cut."""
+    carried: tuple[str, ...] = ()
+    """Columns that `encode` gives and the model does not read: `Examples` has them, for the meter and `outputs`."""
+    units: Callable[[Sequence[str]], Iterable[tuple[str, ...]]] = lambda cell: (tuple(cell),)
+    """(label cell) -> what of it is counted in the facts that `decide` reads."""
+    distribution: Callable[[Any, Counter[tuple[str, ...]]], dict[str, int]] | None = None
+    """(section, those counts) -> the labels of the training rows and how often each stands; None where rows are counted by stratum."""
+    source: Callable[[Any, dict[str, Any], PreTrainedTokenizerBase], dict[str, Any] | None] = lambda section, row, tokenizer: None
+    """(section, canonical row, tokenizer) -> what plain transformers makes the same tokens of: `{"words": [...]}` or
+    `{"messages": [...]}`; None when nothing is."""
     read_input: Callable[[Any, dict[str, str], dict[str, Any]], Iterable[dict[str, Any] | Fault]] | None = None
     """`read` for prediction, where rows need no answer; None where leaving out the label's column is enough."""
     prompt: Callable[[Any, dict[str, list[Any]], PreTrainedTokenizerBase], list[tuple[list[int], str | None]]] | None = None
@@ -224,6 +239,7 @@ TASKS: Registry[Task] = Registry(
     "tunesmith.tasks",
     {
         "chat": "tunesmith.tasks.chat:CHAT",
+        "token_classification": "tunesmith.tasks.token_classification:TOKEN_CLASSIFICATION",
         "text_classification": "tunesmith.tasks.text_classification:TEXT_CLASSIFICATION",
         "causal_lm": "tunesmith.tasks.causal_lm:CAUSAL_LM",
         "masked_lm": "tunesmith.tasks.masked_lm:MASKED_LM",

@@ -231,8 +231,8 @@ def check_training(spec: RunSpec, has_validation: bool, num_steps: int) -> None:
     smooths = not task.per_token and getattr(spec.task, "problem_type", "") == "single_label_classification"
     if train.label_smoothing_factor and not smooths:
         refuse("spec.no_effect", "label_smoothing_factor", "label smoothing has no effect on this kind of problem", "leave it out")
-    if train.pack and (not task.per_token or task.regroup is not None):
-        why = "blocks of text are full already" if task.regroup is not None else "the answer belongs to the whole of a row"
+    if train.pack and (not task.per_token or task.regroup is not None or task.join is not None):
+        why = "blocks of text are full already" if task.regroup is not None else "only what predicts the next token can be packed"
         refuse("spec.no_effect", "pack", f"pack has no effect on this task: {why}", "leave it out")
     with collected(problems):
         check_extra(spec)

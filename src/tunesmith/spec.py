@@ -96,8 +96,8 @@ class DataSpec(Section):
     """Where the rows are and how to read them."""
 
     train: str | list[str]
-    """A file, a folder, or a list of these: jsonl, json, csv, tsv, txt, parquet, arrow, each also .gz or .zst; a folder written by
-    `datasets`; or `hub:NAME[:CONFIG]:SPLIT`."""
+    """A file, a folder, or a list of these: jsonl, json, csv, tsv, txt, conll, conllu, parquet, arrow, each also .gz or .zst; a folder
+    written by `datasets`; or `hub:NAME[:CONFIG]:SPLIT`."""
     validation: str | list[str] | Annotated[float, Field(gt=0, lt=1)] = "10%"
     """A source as in `train`; or a share of it (`10%` or `0.1`), stratified and seeded, identical texts kept together; or `none`."""
     test: str | list[str] = "none"
@@ -106,8 +106,9 @@ class DataSpec(Section):
     """The folder that relative paths start from; itself relative to the folder of the spec."""
     columns: dict[str, str] | Auto = "auto"
     """Which column plays which role, e.g. `{text: review, label: stars}`. Columns without a header are column_1, column_2, ..."""
-    format: Literal["auto", "jsonl", "json", "csv", "lines", "text", "label_first", "parquet", "arrow"] = "auto"
-    """`csv` is any delimited text; `lines` one text a line; `text` running text; `label_first` a label, a space, the text."""
+    format: Literal["auto", "jsonl", "json", "csv", "lines", "text", "label_first", "conll", "parquet", "arrow"] = "auto"
+    """`csv` is any delimited text; `lines` one text a line; `text` running text; `label_first` a label, a space, the text;
+    `conll` one word a line in columns, a blank line between sentences, or CoNLL-U."""
     delimiter: str = "auto"
     """The character between fields of delimited text, e.g. `","` or `"\\t"`."""
     header: Auto | bool = "auto"

@@ -1,4 +1,4 @@
-"""Every bad input of the catalogue (cases.yaml, chat_cases.yaml, masked_cases.yaml) is refused with its code, its place and a fix that works, and nothing is written."""
+"""Every bad input of the catalogue (cases.yaml, chat_cases.yaml, masked_cases.yaml, tag_cases.yaml) is refused with its code, its place and a fix that works, and nothing is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tunesmith.errors import CODES
 HERE = Path(__file__).parent
 CATALOGUE: dict[str, list[dict[str, Any]]] = {
     kind: cases
-    for name in ("cases.yaml", "chat_cases.yaml", "masked_cases.yaml")
+    for name in ("cases.yaml", "chat_cases.yaml", "masked_cases.yaml", "tag_cases.yaml")
     for kind, cases in yaml.safe_load((HERE / name).read_text(encoding="utf-8")).items()
 }
 OUTSIDE_THE_CATALOGUE = {
@@ -173,6 +173,14 @@ def test_bad_conversations(case: dict[str, Any], folder: Path, tiny_chat: Path, 
     lay_out(case, folder)
     arguments = check_arguments(case, "rows.jsonl", tiny_chat)
     arguments = [*arguments[:-3], "task.template=chatml", *arguments[-3:]]
+    assert_as_expected(case, refuse(arguments, folder, capsys))
+    assert_fix_works(case, arguments, capsys)
+
+
+@named("tags")
+def test_bad_tags(case: dict[str, Any], folder: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(case, folder)
+    arguments = check_arguments(case, "rows.conll", tiny_bert)
     assert_as_expected(case, refuse(arguments, folder, capsys))
     assert_fix_works(case, arguments, capsys)
 
@@ -332,8 +340,9 @@ def test_every_code_has_a_case() -> None:
 
 def test_every_case_has_its_files_and_every_file_its_case() -> None:
     names = {case["case"] for cases in CATALOGUE.values() for case in cases}
-    folders = {path.name for path in (HERE / "files").iterdir() if path.is_dir()} - {"chat"}
-    folders |= {f"chat/{path.name}" for path in (HERE / "files" / "chat").iterdir()}
+    groups = ("chat", "tags")
+    folders = {path.name for path in (HERE / "files").iterdir() if path.is_dir()} - {*groups}
+    folders |= {f"{group}/{path.name}" for group in groups for path in (HERE / "files" / group).iterdir()}
     assert folders <= names
     assert set(BUILT) <= names
     assert max(path.stat().st_size for path in (HERE / "files").rglob("*") if path.is_file()) <= 5_000

@@ -55,6 +55,8 @@ def collate_columns(
     mask = np.arange(shape[1])[None, :] < lengths[:, None]
     batch = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
     for name, values in columns.items():
+        if name in task.carried:
+            continue
         if name == "labels":
             batch["labels"] = task.label_tensor(section, values, shape)
             continue

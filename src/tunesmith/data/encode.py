@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ class Encoded:
     full_lengths: np.ndarray
     """The same before max_length cut them."""
     row: np.ndarray
-    """The row that each example came from (of a block of text, the first), [examples]."""
+    """The row that each example came from (of a block of text, the first), ascending, [examples]."""
     max_length: int
     """The longest an example may be, in tokens."""
     faults: list[tuple[int, Fault]]
@@ -94,6 +94,48 @@ class Encoded:
         return columns
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Some examples of a split, as a meter and predictions see them beside what the model computed."""
+
+    encoded: Encoded
+    indices: np.ndarray
+
+    @functools.cached_property
+    def columns(self) -> dict[str, list[Any]]:
+        """The encoded columns of these examples."""
+        columns: dict[str, list[Any]] = self.encoded.dataset[[int(index) for index in self.indices]]
+        return columns
+
+    @property
+    def row(self) -> np.ndarray:
+        """The row that each is from, [examples]."""
+        row: np.ndarray = self.encoded.row[self.indices]
+        return row
+
+    def sources(self) -> dict[str, list[Any]]:
+        """The canonical rows of these examples, as columns."""
+        return self.encoded.sources(self.indices)
+
+
+class JoinedRows:
+    """Rows put together from what is known of each of their examples, whatever the order in which batches bring these."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, dict[int, Any]] = {}
+
+    def add(self, examples: Examples, found: Sequence[Any]) -> Iterator[tuple[int, list[Any]]]:
+        """(row, what was found of each of its examples in their order) of every row that is now whole."""
+        every = examples.encoded.row
+        num_examples = np.searchsorted(every, examples.row, "right") - np.searchsorted(every, examples.row)
+        for index, row, number, item in zip(examples.indices.tolist(), examples.row.tolist(), num_examples, found, strict=True):
+            known = self._waiting.setdefault(row, {})
+            known[index] = item
+            if len(known) == number:
+                del self._waiting[row]
+                yield row, [known[example] for example in sorted(known)]
+
+
 def encode_rows(
     rows: Rows, row_key: bytes, task: Task, section: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, work: Path, use_cache: bool
 ) -> Encoded:
@@ -127,7 +169,7 @@ def _write(rows: Rows, task: Task, section: Any, tokenizer: PreTrainedTokenizerB
     def encoded() -> Iterator[dict[str, list[Any]]]:
         for start, batch in rows.batches(ENCODE_ROWS):
             columns = task.encode(section, batch, tokenizer, max_length)
-            columns["row"] = list(range(start, start + len(columns["input_ids"])))
+            columns["row"] = [start + row for row in columns.pop("row", range(len(columns["input_ids"])))]
             yield columns
 
     writer = None

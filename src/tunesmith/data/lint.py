@@ -68,7 +68,9 @@ def lint_contradictions(rows: Rows, texts: np.ndarray, task: Task, section: Any,
             continue
         good[group] = False
         shown = [rows.dataset[int(index)] for index in group[:5]]
-        found = "; ".join(f"{rows.origins[row['file']]}:{row['line']} says {', '.join(row['label'])[:60]}" for row in shown)
+        same = next((place for place, labels in enumerate(zip(*(row["label"] for row in shown), strict=False)) if len(set(labels)) > 1), 0)
+        said = [("..., " if same else "") + ", ".join(row["label"][same:])[:60] for row in shown]
+        found = "; ".join(f"{rows.origins[row['file']]}:{row['line']} says {text}" for row, text in zip(shown, said, strict=True))
         findings.add(
             Problem("data.conflicting_labels", "the same text has different labels", rows.place(group[0]), found, CONFLICT_FIX), shown[0]
         )

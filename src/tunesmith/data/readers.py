@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data.conll import read_sentences
 from tunesmith.data.delimited import BrokenQuotes, Record, name_delimiter, read_records
 from tunesmith.data.json_document import check_surrogates, read_document, unique_keys
 from tunesmith.data.text import COMPRESSIONS, PASSAGE, BadLine, Line, RawRow, bad_line, read_lines, shorten
@@ -45,6 +46,8 @@ def _reader(path: Path, dialect: Dialect, data: DataSpec) -> Iterator[RawRow | B
         return read_document(path, dialect.encoding)
     if dialect.format == "csv":
         return _read_csv(path, dialect, data)
+    if dialect.format == "conll":
+        return read_sentences(path, dialect.encoding, dialect.delimiter, dialect.names)
     if dialect.format == "text":
         return _read_passages(path, dialect.encoding)
     read = {"jsonl": _read_object, "label_first": _read_label_first, "lines": _read_text}[dialect.format]

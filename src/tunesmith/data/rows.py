@@ -91,7 +91,7 @@ class RowFacts:
 
     num_rows: int
     label_counts: Counter[tuple[str, ...]]
-    """How often each label cell stands; a cell is a list of one or more strings."""
+    """How often each label cell stands, a list of one or more strings; or what else the task counts in them."""
     label_kinds: frozenset[str]
     """Types of label cells as they were read: str, int, float, bool, list."""
     root: Path
@@ -224,7 +224,7 @@ def read_split(
     import pyarrow as pa
 
     roles = {role.name for role in task.roles}
-    types = {"text": pa.string(), "json": pa.string(), "labels": pa.list_(pa.string())}
+    types = {"text": pa.string(), "json": pa.string(), "texts": pa.list_(pa.string()), "labels": pa.list_(pa.string())}
     there = {name: kind for name, kind in task.canonical.items() if name in columns or name not in roles or kind == "json"}
     fields = [pa.field(name, types[kind]) for name, kind in there.items()]
     schema = pa.schema([*fields, pa.field("file", pa.int32()), pa.field("line", pa.int64())])
@@ -265,12 +265,12 @@ def _rows_to_the_end(origin: Origin, findings: Findings) -> Iterator[RawRow | Ba
             findings.add(problem)
 
 
-def row_facts(rows: Rows, opened: Opened, columns: dict[str, str], root: Path, pretrained_labels: tuple[str, ...]) -> RowFacts:
+def row_facts(rows: Rows, task: Task, opened: Opened, columns: dict[str, str], root: Path, pretrained_labels: tuple[str, ...]) -> RowFacts:
     """Counts the labels of the training rows."""
     counts: Counter[tuple[str, ...]] = Counter()
-    if "label" in columns:
+    if "label" in rows.dataset.column_names:
         for _, batch in rows.batches():
-            counts.update(tuple(cell) for cell in batch["label"])
+            counts.update(unit for cell in batch["label"] for unit in task.units(cell))
             if len(counts) > MAX_LABEL_KINDS:
                 break
     column = columns.get("label", "")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from tunesmith.data.conll import find_columns, looks_like_sentences
 from tunesmith.data.delimited import Table, choose_table, find_header, name_delimiter, read_table
 from tunesmith.data.text import Line, byte_order_mark, content_suffix, place, read_chunks, resolve_encoding, shorten
 from tunesmith.errors import InputError
@@ -28,6 +29,10 @@ FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
+    ".conll": "conll",
+    ".conllu": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
 }
 """What a suffix says; any other is decided by content."""
 BINARY_FORMATS = ("parquet", "arrow")
@@ -63,11 +68,11 @@ class Dialect:
     """How one file is written."""
 
     format: str
-    """`jsonl`, `json`, `csv`, `lines`, `text`, `label_first`, `parquet` or `arrow`."""
+    """`jsonl`, `json`, `csv`, `lines`, `text`, `label_first`, `conll`, `parquet` or `arrow`."""
     encoding: str = "utf-8"
     """The codec; `utf-8-sig` and `utf-16-le` and the like when a byte-order mark says so."""
     delimiter: str = ""
-    """Of csv; empty when there is one column."""
+    """Of csv, empty when there is one column; of conll, empty for runs of blanks."""
     header: bool = False
     quoting: str = "none"
     names: tuple[str, ...] = ()
@@ -114,6 +119,9 @@ def sniff(path: Path, data: DataSpec, running_text: bool = False) -> Dialect:
     dialect = Dialect(format, sample.encoding, because=because)
     if format == "csv":
         return _sniff_table(sample, dialect, data)
+    if format == "conll":
+        delimiter, columns, why = find_columns(sample.lines)
+        return replace(dialect, delimiter=delimiter, names=columns, because=(*because, why))
     names = {"lines": ("text",), "text": ("text",), "label_first": ("label", "text")}.get(format, ())
     return replace(dialect, names=names)
 
@@ -248,6 +256,8 @@ def _format_of_content(sample: Sample, named: str) -> tuple[str, tuple[str, ...]
         return named, ()
     if named or JSON_START.match(start):
         return _json_format(sample, named)
+    if looks_like_sentences(sample.lines):
+        return "conll", ("conll: words in columns, with blank lines between sentences",)
     lines = [line for line in sample.lines if line.text.strip()]
     table = choose_table(sample.lines[:FORMAT_LINES], "auto", sample.is_whole and len(sample.lines) <= FORMAT_LINES, is_named_so=False)
     if table is not None:

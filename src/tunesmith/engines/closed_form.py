@@ -329,7 +329,7 @@ def _loss(job: Job, logits: np.ndarray, labels: torch.Tensor, label_smoothing: f
 def _scores(job: Job, logits: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
     """The task's metrics and its mean loss."""
     meter = job.task.meter(job.spec.task)
-    meter.update(torch.from_numpy(logits).float(), labels)
+    meter.update(torch.from_numpy(logits).float(), labels, None)
     return {**meter.compute(intervals=False)["metrics"], "loss": _loss(job, logits, labels)}
 
 

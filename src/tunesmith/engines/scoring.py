@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.data.collate import collate_rows
-from tunesmith.data.encode import Encoded
+from tunesmith.data.encode import Encoded, Examples
 from tunesmith.data.plan import cut_by_length
 from tunesmith.registry import Task
 from tunesmith.spec import TrainSpec
@@ -71,14 +71,14 @@ class Scorer:
         thresholds = (tuned or {}).get("thresholds")
         meter = self.task.meter(self.section, thresholds) if thresholds else self.task.meter(self.section)
         loss, weight = 0.0, 0.0
-        for _, outputs, labels in self.outputs(encoded, advance):
+        for indices, outputs, labels in self.outputs(encoded, advance):
             assert labels is not None
-            meter.update(outputs, labels)
+            meter.update(outputs, labels, Examples(encoded, indices))
             loss += float(self.task.loss(self.section, outputs, labels, 0.0))
             weight += self.task.loss_weight(self.section, labels.tolist())
         result = meter.compute(intervals)
         result["metrics"]["loss"] = loss / weight
-        return {**result, "num_rows": len(encoded)}
+        return {**result, "num_rows": len(encoded) if self.task.join is None else len(np.unique(encoded.row))}
 
 
 def autocast(model: PreTrainedModel, precision: str) -> AbstractContextManager[Any]:

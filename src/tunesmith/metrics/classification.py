@@ -21,7 +21,7 @@ MIN_POSITIVES = 10
 GRID = np.round(np.arange(0.05, 0.951, 0.05), 2)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """numerator / denominator, 0 where the denominator is."""
     ratio: np.ndarray = np.divide(numerator, denominator, out=np.zeros(np.broadcast(numerator, denominator).shape), where=denominator != 0)
     return ratio
@@ -35,7 +35,7 @@ class ClassMeter:
         self.confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
         """Rows of true class i that were predicted as class j."""
 
-    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def update(self, logits: torch.Tensor, labels: torch.Tensor, examples: Any = None) -> None:
         """Adds logits [batch, classes] and labels [batch]."""
         cells = labels.cpu().numpy() * len(self.labels) + logits.argmax(-1).cpu().numpy()
         self.confusion += np.bincount(cells, minlength=self.confusion.size).reshape(self.confusion.shape)
@@ -52,9 +52,9 @@ class ClassMeter:
         support, guessed, right = self.confusion.sum(1), self.confusion.sum(0), np.diag(self.confusion)
         per_class = {
             label: {
-                "precision": float(_ratio(right, guessed)[index]),
-                "recall": float(_ratio(right, support)[index]),
-                "f1": float(_ratio(2 * right, support + guessed)[index]),
+                "precision": float(ratio(right, guessed)[index]),
+                "recall": float(ratio(right, support)[index]),
+                "f1": float(ratio(2 * right, support + guessed)[index]),
                 "support": int(support[index]),
             }
             for index, label in enumerate(self.labels)
@@ -73,18 +73,18 @@ class ClassMeter:
         guessed = draws @ (predicted[:, None] == classes)
         right = draws @ ((true == predicted)[:, None] & (true[:, None] == classes))
         num_rows = draws.sum(1).astype(float)
-        f1 = _ratio(2.0 * right, support + guessed)
+        f1 = ratio(2.0 * right, support + guessed)
         seen = (support + guessed) > 0
-        accuracy = _ratio(right.sum(1), num_rows)
+        accuracy = ratio(right.sum(1), num_rows)
         # Multi-class Matthews correlation: Gorodkin 2004, as in scikit-learn.
         covariance = right.sum(1) * num_rows - (support * guessed).sum(1)
         spread = np.sqrt((num_rows**2 - (guessed**2).sum(1)) * (num_rows**2 - (support**2).sum(1)))
         return {
             "accuracy": accuracy,
-            "macro_f1": _ratio((f1 * seen).sum(1), seen.sum(1)),
+            "macro_f1": ratio((f1 * seen).sum(1), seen.sum(1)),
             "micro_f1": accuracy,
-            "weighted_f1": _ratio((f1 * support).sum(1), num_rows),
-            "mcc": _ratio(covariance, spread),
+            "weighted_f1": ratio((f1 * support).sum(1), num_rows),
+            "mcc": ratio(covariance, spread),
         }
 
 
@@ -100,7 +100,7 @@ class MultiLabelMeter:
         self._scores: list[np.ndarray] = []
         self._truths: list[np.ndarray] = []
 
-    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def update(self, logits: torch.Tensor, labels: torch.Tensor, examples: Any = None) -> None:
         """Adds logits [batch, labels] and labels [batch, labels] of 0 and 1."""
         self._scores.append(logits.float().sigmoid().cpu().numpy())
         self._truths.append(labels.cpu().numpy() > 0.5)
@@ -123,13 +123,13 @@ class MultiLabelMeter:
 
         values = {name: float(value[0]) for name, value in score(np.ones((1, len(scores)))).items()}
         at_half = scores >= 0.5
-        values["micro_f1_at_0.5"] = float(_ratio(np.asarray(2.0 * (at_half & truths).sum()), np.asarray(at_half.sum() + truths.sum())))
+        values["micro_f1_at_0.5"] = float(ratio(np.asarray(2.0 * (at_half & truths).sum()), np.asarray(at_half.sum() + truths.sum())))
         right, guessed, support = (rows[name].sum(0) for name in ("right", "guessed", "support"))
         per_class = {
             label: {
-                "precision": float(_ratio(right, guessed)[index]),
-                "recall": float(_ratio(right, support)[index]),
-                "f1": float(_ratio(2 * right, guessed + support)[index]),
+                "precision": float(ratio(right, guessed)[index]),
+                "recall": float(ratio(right, support)[index]),
+                "f1": float(ratio(2 * right, guessed + support)[index]),
                 "support": int(support[index]),
                 "threshold": float(thresholds[index]),
             }
@@ -141,15 +141,15 @@ class MultiLabelMeter:
     @staticmethod
     def _score(weights: np.ndarray, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         right, guessed, support = (weights @ rows[name] for name in ("right", "guessed", "support"))
-        f1 = _ratio(2 * right, guessed + support)
+        f1 = ratio(2 * right, guessed + support)
         seen = (guessed + support) > 0
         num_rows = weights.sum(1)
         return {
-            "subset_accuracy": _ratio(weights @ rows["exact"], num_rows),
-            "micro_f1": _ratio(2 * right.sum(1), (guessed + support).sum(1)),
-            "macro_f1": _ratio((f1 * seen).sum(1), seen.sum(1)),
-            "weighted_f1": _ratio((f1 * support).sum(1), support.sum(1)),
-            "lrap": _ratio(weights @ rows["lrap"], num_rows),
+            "subset_accuracy": ratio(weights @ rows["exact"], num_rows),
+            "micro_f1": ratio(2 * right.sum(1), (guessed + support).sum(1)),
+            "macro_f1": ratio((f1 * seen).sum(1), seen.sum(1)),
+            "weighted_f1": ratio((f1 * support).sum(1), support.sum(1)),
+            "lrap": ratio(weights @ rows["lrap"], num_rows),
         }
 
 
@@ -159,8 +159,8 @@ def choose_thresholds(scores: np.ndarray, truths: np.ndarray) -> np.ndarray:
     guesses = [scores >= threshold for threshold in GRID]
     right = np.stack([(guess & truths).sum(0) for guess in guesses]).astype(float)
     guessed = np.stack([guess.sum(0) for guess in guesses])
-    common = GRID[int(np.argmax(_ratio(2 * right.sum(1), guessed.sum(1) + support.sum())))]
-    own = GRID[np.argmax(_ratio(2 * right, guessed + support), axis=0)]
+    common = GRID[int(np.argmax(ratio(2 * right.sum(1), guessed.sum(1) + support.sum())))]
+    own = GRID[np.argmax(ratio(2 * right, guessed + support), axis=0)]
     thresholds: np.ndarray = np.where(support >= MIN_POSITIVES, own, common)
     return thresholds
 
@@ -174,7 +174,7 @@ def ranking_precision(scores: np.ndarray, truths: np.ndarray) -> np.ndarray:
         rank = above.sum(2)
         rank_among_true = (above & truth[:, None, :]).sum(2)
         num_true = truth.sum(1)
-        mean = _ratio(np.where(truth, rank_among_true / rank, 0).sum(1), num_true)
+        mean = ratio(np.where(truth, rank_among_true / rank, 0).sum(1), num_true)
         result[start : start + 1000] = np.where((num_true == 0) | (num_true == truth.shape[1]), 1.0, mean)
     return result
 
@@ -186,7 +186,7 @@ class RegressionMeter:
         self._predicted: list[np.ndarray] = []
         self._true: list[np.ndarray] = []
 
-    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def update(self, logits: torch.Tensor, labels: torch.Tensor, examples: Any = None) -> None:
         """Adds logits [batch, 1] and labels [batch]."""
         self._predicted.append(logits.float().flatten().cpu().numpy().astype(np.float64))
         self._true.append(labels.float().cpu().numpy().astype(np.float64))

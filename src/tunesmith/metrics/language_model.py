@@ -20,7 +20,7 @@ class TokenMeter:
         self._first = first
         self._rows: list[np.ndarray] = []
 
-    def update(self, outputs: Any, labels: torch.Tensor) -> None:
+    def update(self, outputs: Any, labels: torch.Tensor, examples: Any = None) -> None:
         """Adds a batch: TokenScores, and labels [rows, tokens] with -100 where a token is not trained."""
         import torch
 

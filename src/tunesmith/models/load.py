@@ -196,8 +196,10 @@ def _settle(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def load_trained(path: Path, auto_model: str, quantization: Any = None) -> PreTrainedModel:
+def load_trained(path: Path, auto_model: str, quantization: Any = None, head: dict[str, Any] | None = None) -> PreTrainedModel:
     """A model that a run saved, in fp32 and eval mode, its base quantised as it was when the model was trained.
+
+    `head` gives a base model the head that a task needs, for adapters to fill.
 
     Raises InputError when it is not to be had, as when the base of adapters was moved.
     """
@@ -209,7 +211,13 @@ def load_trained(path: Path, auto_model: str, quantization: Any = None) -> PreTr
     fix = f"put the base model where it was: {base}, or `tunesmith models pull` it" if alone else WRITTEN_BY_SAVE_PRETRAINED
     with load_errors(path, "base model of the adapters" if alone else "trained model", fix):
         model = getattr(transformers, auto_model).from_pretrained(
-            base, local_files_only=True, use_safetensors=True, dtype="float32", quantization_config=quantization
+            base,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype="float32",
+            quantization_config=quantization,
+            ignore_mismatched_sizes=bool(head),
+            **(head or {}),
         )
     if alone:
         with load_errors(path, "adapters"):

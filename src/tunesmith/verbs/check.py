@@ -77,7 +77,9 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         for origin in origins
     ]
     distribution: dict[str, int] = {}
-    if "label" in task.canonical:
+    if task.distribution is not None:
+        distribution = task.distribution(prepared.spec.task, data.facts.label_counts)
+    elif "label" in task.canonical:
         names, _ = task.stratify(prepared.spec.task, data.rows["train"].dataset["label"])
         labels, counts = np.unique(names, return_counts=True)
         distribution = dict(sorted(zip(labels.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]))
@@ -95,6 +97,8 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
 def _lengths(prepared: Prepared, split: str) -> dict[str, Any]:
     encoded = prepared.encoded[split]
     lengths = {"quantiles": quantile_line(encoded.full_lengths.tolist()), "truncated": encoded.num_truncated, "rows": len(encoded)}
+    if prepared.task.join is not None:
+        lengths["windowed"] = int((np.bincount(encoded.row) > 1).sum())
     if prepared.task.per_token and encoded.draw is None:
         labels = encoded.dataset.data.column("labels")
         lengths["tokens"] = int(encoded.lengths.sum())
@@ -123,7 +127,10 @@ def show_row(prepared: Prepared, index: int) -> dict[str, Any]:
     }
     if prepared.task.per_token:
         trained = [label >= 0 for label in row["labels"]]
-        return {**shown, "pieces": decode_tokens(tokenizer, row["input_ids"]), "trained": trained}
+        names = prepared.task.head(prepared.spec.task).get("id2label", {})
+        pieces = decode_tokens(tokenizer, row["input_ids"])
+        named = [piece + (f"/{names[label]}" if label in names else "") for piece, label in zip(pieces, row["labels"], strict=True)]
+        return {**shown, "pieces": named, "trained": trained}
     label = encoded.sources([index])["label"][0]
     return {**shown, "label": label, "encoded_label": row["labels"], "segments": row.get("token_type_ids")}
 
@@ -205,6 +212,8 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     for split, lengths in report["lengths"].items():
         share = lengths["truncated"] / lengths["rows"]
         lines.append(f"  {split}: {lengths['quantiles']}; cut {lengths['truncated']:,} of {lengths['rows']:,} ({share:.1%})")
+        if lengths.get("windowed"):
+            lines.append(f"    {lengths['windowed']:,} rows are longer than task.max_length, and become several windows")
         if "tokens" in lengths:
             tokens, trained = lengths["tokens"], lengths["trained_tokens"]
             lines.append(f"    {trained:,} of {tokens:,} tokens are trained ({trained / tokens:.1%})")

@@ -45,7 +45,7 @@ def merge(run: Run, out: str | Path, *, dtype: str = "fp32", quiet: bool = False
     held = run.held_rows()
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work, progress.activity("merging", 4) as activity:
         folder = Path(work) / "merged"
-        base = load_trained(find_model(run.spec.model).path, task.auto_model)
+        base = load_trained(find_model(run.spec.model).path, task.auto_model, head=task.head(run.spec.task))
         activity.advance(1)
         merged = method.merge(base, run.directory.model)
         _save(run, merged, dtype, folder)
@@ -53,7 +53,7 @@ def merge(run: Run, out: str | Path, *, dtype: str = "fp32", quiet: bool = False
         activity.advance(1)
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as rows_folder:
             encoded = run.encode(held, Path(rows_folder))
-            request = {**token_request(encoded), "hidden": True}
+            request = {**token_request(encoded, task, run.spec.task, run.tokenizer), "hidden": True}
             # both sides in fp32: what is compared is the merge, not how a quantised base rounds
             code = card_code(task.auto_model, adapters=True, new_tokens=has_new_tokens(run.directory.model))
             _, expected = reload_model_in_fresh_process(run.directory.model, {**request, "code": code})

@@ -134,4 +134,5 @@ def _flat(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         }
         if "labels" in row:
             flat["labels"] = ",".join(row["labels"])
+        flat = {key: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value for key, value in flat.items()}
         yield {**flat, **{f"score_{label}": score for label, score in row.get("scores", {}).items()}}

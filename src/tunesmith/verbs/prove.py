@@ -15,10 +15,12 @@ import numpy as np
 from tunesmith.data.encode import Encoded
 from tunesmith.errors import RunError
 from tunesmith.prepare import Prepared
+from tunesmith.registry import Task
 from tunesmith.verbs import reload_model
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 NUM_ROWS = 64
 NUM_TOKEN_ROWS = 16
@@ -34,7 +36,7 @@ def prove_model(prepared: Prepared, code: str, folder: Path, labels: dict[int, s
     Raises RunError when the folder cannot be loaded; what differs stands in the proof's problems.
     """
     encoded = prepared.encoded.get("validation", prepared.encoded["train"])
-    probe = _probe_tokens if prepared.task.per_token else _probe_rows
+    probe = _probe_tokens if prepared.task.per_token else _probe_texts
     indices, request, ids, expected = probe(prepared, encoded)
     answer, computed = reload_model_in_fresh_process(folder, {**request, "code": code})
     found = computed["logits"]
@@ -64,7 +66,7 @@ Probe = tuple["np.ndarray", dict[str, Any], list[Any], "torch.Tensor"]
 """Indices of the examples, the request to the fresh process, the token ids and the logits that it should give."""
 
 
-def _probe_rows(prepared: Prepared, encoded: Encoded) -> Probe:
+def _probe_texts(prepared: Prepared, encoded: Encoded) -> Probe:
     """Texts of classification: their tokens, and logits [rows, outputs]."""
     indices = spread(len(encoded), NUM_ROWS)
     texts = encoded.sources(indices)
@@ -75,10 +77,10 @@ def _probe_rows(prepared: Prepared, encoded: Encoded) -> Probe:
 
 
 def _probe_tokens(prepared: Prepared, encoded: Encoded) -> Probe:
-    """Token ids of language models: conversations rendered anew, and logits [positions, vocabulary] at some positions of each row."""
+    """Token ids, made anew where their source is known, and logits [positions, outputs] at some positions of each example."""
     import torch
 
-    request = token_request(encoded)
+    request = token_request(encoded, prepared.task, prepared.spec.task, prepared.tokenizer)
     model, logits = prepared.model.eval(), []
     with torch.inference_mode():
         for row, at in zip(request["ids"], request["positions"], strict=True):
@@ -86,14 +88,16 @@ def _probe_tokens(prepared: Prepared, encoded: Encoded) -> Probe:
     return spread(len(encoded), NUM_TOKEN_ROWS), request, request["ids"], torch.cat(logits)
 
 
-def token_request(encoded: Encoded) -> dict[str, Any]:
-    """What a fresh process is asked about a language model: ids and positions of some rows, and the conversations that they come from."""
+def token_request(encoded: Encoded, task: Task, section: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a fresh process is asked about a model with an answer for each token: ids and positions of some examples, and the sources that
+    whole rows' tokens are made of."""
     indices = spread(len(encoded), NUM_TOKEN_ROWS)
     ids = [list(row) for row in encoded.dataset[[int(index) for index in indices]]["input_ids"]]
-    uncut = [bool(encoded.lengths[index] == encoded.full_lengths[index]) for index in indices]
-    texts = encoded.sources(indices).get("messages")
-    conversations = texts and [json.loads(text) if whole else None for text, whole in zip(texts, uncut, strict=True)]
-    return {"ids": ids, "positions": [spread(len(row), NUM_POSITIONS).tolist() for row in ids], "conversations": conversations}
+    whole = (encoded.lengths == encoded.full_lengths) & (np.bincount(encoded.row)[encoded.row] == 1)
+    sources = [
+        task.source(section, encoded.rows.dataset[int(encoded.row[index])], tokenizer) if whole[index] else None for index in indices
+    ]
+    return {"ids": ids, "positions": [spread(len(row), NUM_POSITIONS).tolist() for row in ids], "sources": sources}
 
 
 def spread(size: int, most: int) -> np.ndarray:

@@ -3,7 +3,7 @@
     python -I reload_model.py MODEL_FOLDER REQUEST.json TENSORS.safetensors
 
 The request holds the card's code and threads; for texts: texts, pairs (or null), max_length and rows_per_batch; for token ids:
-ids, positions whose logits are wanted, conversations (or null) that the chat template should turn into those ids, and perhaps
+ids, positions whose logits are wanted, for each row its source (or null) of which the tokenizer should make those ids, and perhaps
 `hidden`, to have the hidden states there as well.
 """
 
@@ -52,18 +52,21 @@ def compute_rows(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple[l
 
 
 def compute_tokens(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple[list[list[int]], dict[str, Any]]:
-    """Token ids, as the chat template gives them where there is a conversation; logits [positions, vocabulary] and hidden states
+    """Token ids, made of their sources where these are known; logits [positions, outputs] and hidden states
     [layers, positions, hidden]."""
     import torch
 
     ids: list[list[int]] = []
     logits, hidden = [], []
     for index, (row, positions) in enumerate(zip(request["ids"], request["positions"], strict=True)):
-        messages = request["conversations"][index] if request["conversations"] else None
-        ids.append(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False) if messages else row)
+        source = request["sources"][index] or {}
+        if "messages" in source:
+            ids.append(tokenizer.apply_chat_template(source["messages"], tokenize=True, return_dict=False))
+        else:
+            ids.append(tokenizer(source["words"], is_split_into_words=True)["input_ids"] if "words" in source else row)
         with torch.inference_mode():
             outputs = model(input_ids=torch.tensor([row]), output_hidden_states=bool(request.get("hidden")))
-        logits.append(outputs.logits[0, positions].float())
+        logits.append((outputs.logits[0, positions] if outputs.logits.dim() == 3 else outputs.logits).float())
         if request.get("hidden"):
             hidden.append(torch.stack([state[0, positions].float() for state in outputs.hidden_states]))
     return ids, {"logits": torch.cat(logits), **({"hidden": torch.cat(hidden, dim=1)} if hidden else {})}

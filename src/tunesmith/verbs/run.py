@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.encode import Encoded, encode_rows
+from tunesmith.data.encode import Encoded, Examples, JoinedRows, encode_rows
 from tunesmith.data.findings import Findings
 from tunesmith.data.lint import lint_labels
 from tunesmith.data.rows import Rows, decide_columns, open_sources, read_split
@@ -221,16 +221,17 @@ class Run:
         """The task as prediction reads rows: without their labels or answers."""
         task = self._task
         roles = tuple(role for role in task.roles if role.kind != "label")
-        labels = {role.name for role in task.roles if role.kind == "label"}
+        labels = {"label", *(role.name for role in task.roles if role.kind == "label")}
         canonical = {name: kind for name, kind in task.canonical.items() if name not in labels}
         return replace(task, roles=roles, canonical=canonical, read=task.read_input or task.read, **task.for_prediction)
 
     def predict(self, rows: str | Sequence[Any], *, quiet: bool = True) -> list[dict[str, Any]]:
-        """One prediction a row, in their order: `{text, label, score, scores}`, `{text, labels, scores}` or `{text, value}`.
+        """One prediction a row, in their order: `{text, label, score, scores}`, `{text, labels, scores}` or `{text, value}`; for tokens
+        `{text, tokens, entities}` or `{text, tokens, tags, tag_scores}`.
 
-        A row is a text, or (text, pair), or a mapping with these. Where the task writes, a row is a text (what the user says, or
-        what is to be written on), a list of messages, or a mapping as in a data file, and a prediction has `answer`, `finished`
-        and `num_tokens` beside `messages` or `text`.
+        A row is a text, (text, pair), a list of tokens, or a mapping with these. Where the task writes, a row is a text (what the user
+        says, or what is to be written on), a list of messages, or a mapping as in a data file, and a prediction has `answer`,
+        `finished` and `num_tokens` beside `messages` or `text`.
         """
         import datasets
 
@@ -245,9 +246,9 @@ class Run:
     def _plain_row(self, row: Any, index: int) -> dict[str, Any]:
         """The canonical row that a value means."""
         task, where = self._input_task, f"row:{index + 1}"
-        if task.prompt is not None:
+        if self._task.prompt is not None or self._task.read_input is not None:
             names = [role.name for role in task.roles]
-            by_kind = "messages" if isinstance(row, list) else "prompt" if "prompt" in names else "text"
+            by_kind = names[0] if isinstance(row, list) else "prompt" if "prompt" in names else "text"
             values = row if isinstance(row, dict) else {by_kind: row}
             columns = {name: name for name in names if name in values}
         else:
@@ -287,17 +288,25 @@ class Run:
             yield from in_order(numbered)
 
     def _scored(self, rows: Rows, advance: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
-        task, names = self._input_task, [name for name in ("text", "pair") if name in rows.dataset.column_names]
+        task, joined, names = self._input_task, JoinedRows(), [name for name in ("text", "pair") if name in rows.dataset.column_names]
         assert task.outputs is not None
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as work:
             encoded = self.encode(rows, Path(work), task)
             with self._accelerated(self.model):
-                for indices, outputs, _ in replace(self._scorer(), task=task).outputs(encoded, advance):
-                    texts = rows.dataset[[int(index) for index in indices]]
-                    for offset, result in enumerate(task.outputs(self.spec.task, outputs, self._tuned)):
+                for indices, outputs, _ in replace(self._scorer(), task=task).outputs(encoded):
+                    examples = Examples(encoded, indices)
+                    found = task.outputs(self.spec.task, outputs, self._tuned, examples)
+                    if task.join is not None:
+                        for row, parts in joined.add(examples, found):
+                            yield row, task.join(self.spec.task, parts, rows.dataset[row])
+                            advance(1)
+                        continue
+                    texts = examples.sources()
+                    for offset, result in enumerate(found):
                         if task.to_text is not None:
                             result = task.to_text(self.spec.task, self.tokenizer, texts["text"][offset], result)
-                        yield int(indices[offset]), {**{name: texts[name][offset] for name in names}, **result}
+                        yield int(examples.row[offset]), {**{name: texts[name][offset] for name in names}, **result}
+                    advance(len(indices))
 
 
 def in_order(numbered: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[dict[str, Any]]:

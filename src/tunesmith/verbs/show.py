@@ -125,6 +125,13 @@ def prediction_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
             lines.append(row["filled"])
             lines += ["  " + "  ".join(f"{found['token_str'].strip()} {found['score']:.4f}" for found in ranked) for ranked in row["masks"]]
             continue
+        if "entities" in row:
+            found = ", ".join(f"{entity['label']} {entity['text']!r} {entity['score']:.2f}" for entity in row["entities"])
+            lines.append(f"{found or 'no entity'}\t{' '.join(row['text'].split())}")
+            continue
+        if "tags" in row:
+            lines.append(" ".join(f"{token}/{tag}" for token, tag in zip(row["tokens"], row["tags"], strict=True)))
+            continue
         if "value" in row:
             head = f"{row['value']:.4f}"
         elif "label" in row:

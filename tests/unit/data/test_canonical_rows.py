@@ -106,7 +106,7 @@ def test_facts_count_cells_and_their_kinds(tmp_path: Path) -> None:
     opened = open_sources(spec)
     columns, _ = decide_columns(opened, spec, ROLES)
     rows, _ = read(tmp_path, train="a.jsonl")
-    facts = row_facts(rows, opened, columns, tmp_path, ("x",))
+    facts = row_facts(rows, TEXT_CLASSIFICATION, opened, columns, tmp_path, ("x",))
     assert facts.label_counts == {("0",): 3, ("1",): 3, ("2",): 3}
     assert facts.label_kinds == {"int"}
     assert (facts.num_rows, facts.root, facts.pretrained_labels) == (9, tmp_path, ("x",))

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import tiny_models
+from tunesmith.data.label_names import misspelt
 from tunesmith.data.rows import RowFacts
 from tunesmith.errors import InputError
 from tunesmith.metrics.classification import ClassMeter, MultiLabelMeter, RegressionMeter
 from tunesmith.strict import load_spec
 from tunesmith.tasks.text_classification import TEXT_CLASSIFICATION
 from tunesmith.tasks.text_classification.cells import cell_labels
-from tunesmith.tasks.text_classification.decisions import misspelt
 from tunesmith.tasks.text_classification.section import MULTI, REGRESSION, SINGLE, TextClassificationSpec
 
 TASK = TEXT_CLASSIFICATION

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -42,5 +43,6 @@ CHAT = Task(
     fit_tokenizer=fit_template,
     encode=encode,
     prompt=prompt,
+    source=lambda section, row, tokenizer: {"messages": json.loads(row["messages"])},
     **LANGUAGE_MODEL,
 )

@@ -188,7 +188,7 @@ def candidates(section: MaskedLMSpec, model: Any, inputs: dict[str, torch.Tensor
     return Candidates(ids, scores, masks.sum(-1).tolist())
 
 
-def outputs(section: MaskedLMSpec, found: Candidates, tuned: dict[str, Any]) -> list[dict[str, Any]]:
+def outputs(section: MaskedLMSpec, found: Candidates, tuned: dict[str, Any], examples: Any) -> list[dict[str, Any]]:
     """`{masks: [[(token id, score), ...], ...]}` for each row."""
     ranked = [list(zip(ids, scores, strict=True)) for ids, scores in zip(found.ids.tolist(), found.scores.tolist(), strict=True)]
     taken = iter(ranked)

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import InputError, Problem, did_you_mean, nearest
+from tunesmith.data.label_names import misspelt, read_label_names
+from tunesmith.errors import InputError, Problem, did_you_mean
 from tunesmith.registry import Decision
-from tunesmith.strict import near_file
 from tunesmith.tasks.text_classification.cells import cell_labels, read_number
-from tunesmith.tasks.text_classification.section import MULTI, REGRESSION, SINGLE, TextClassificationSpec, check_names
+from tunesmith.tasks.text_classification.section import MULTI, REGRESSION, SINGLE, TextClassificationSpec
 
 SEPARATORS = (",", ";", "|")
 
@@ -77,24 +77,7 @@ def _decide_names(section: TextClassificationSpec, facts: Any, decisions: list[D
     if not isinstance(section.label_names, str) or section.label_names == "none":
         return section
     path = Path(facts.root) / section.label_names
-    fix = "a file with one name a line, in UTF-8; or the names themselves: [first, second]"
-    try:
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:
-        near = near_file(path)
-        problem, found = "the file of label names cannot be read", f"{path}: {getattr(error, 'strerror', None) or error}"
-        raise InputError("data.no_such_file", problem, where="task.label_names", found=found, fix=f"{near}; or {fix}") from None
-    try:
-        names = [name.strip() for name in content.decode("utf-8-sig").splitlines() if name.strip()]
-        check_names(names)
-    except UnicodeDecodeError as error:
-        where = f"{path.name}:{content.count(bytes([10]), 0, error.start) + 1}"
-        found = f"byte 0x{content[error.start]:02x}"
-        raise InputError(
-            "data.encoding", "the file of label names is not UTF-8", where=where, found=found, fix="save it as UTF-8"
-        ) from None
-    except ValueError as error:
-        raise InputError("spec.value", f"the file of label names {error}", where=path.name, fix=fix) from None
+    names = read_label_names(path)
     return _take(section, decisions, "label_names", names, f"{len(names)} names in {path.name}")
 
 
@@ -217,26 +200,3 @@ def _decide_weights(section: TextClassificationSpec, label_counts: Counter[str],
         return Decision("task.class_weights", weights, "rows without the label / rows with it, for positives")
     weights = {label: round(num_rows / (len(section.labels) * max(label_counts[label], 1)), 4) for label in section.labels}
     return Decision("task.class_weights", weights, "rows / (classes x rows of the class), as scikit-learn's balanced")
-
-
-def misspelt(label: str, label_counts: Counter[str]) -> str | None:
-    """The common label that a rare one looks like, or None."""
-    count = label_counts[label]
-    for other, other_count in label_counts.items():
-        if other != label and other.strip().casefold() == label.strip().casefold() and (other_count, other) > (count, label):
-            return other
-    common = [other for other, other_count in label_counts.items() if other_count >= 10 * count]
-    if count > 3 or not common or len(label) < 4 or read_number(label) is not None:
-        return None
-    match = nearest(label, common)
-    return match if match is not None and _edits(label, match) <= (1 if len(label) < 8 else 2) else None
-
-
-def _edits(first: str, second: str) -> int:
-    """Levenshtein distance."""
-    row = list(range(len(second) + 1))
-    for index, letter in enumerate(first, 1):
-        previous, row[0] = row[0], index
-        for column, other in enumerate(second, 1):
-            previous, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, previous + (letter != other))
-    return row[-1]

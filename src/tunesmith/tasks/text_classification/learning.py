@@ -127,7 +127,7 @@ def metrics(section: TextClassificationSpec) -> dict[str, bool]:
     return {name: name not in ("mae", "rmse") for name in names}
 
 
-def outputs(section: TextClassificationSpec, logits: torch.Tensor, tuned: dict[str, Any]) -> list[dict[str, Any]]:
+def outputs(section: TextClassificationSpec, logits: torch.Tensor, tuned: dict[str, Any], examples: Any = None) -> list[dict[str, Any]]:
     """`{label, score, scores}`, `{labels, scores}` or `{value}` for each row of logits [batch, outputs]."""
     logits = logits.float()
     if section.problem_type == REGRESSION:

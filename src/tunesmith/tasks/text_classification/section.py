@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from tunesmith.data.label_names import check_names
 from tunesmith.spec import Auto, NamedSection, Pattern, PositiveInt
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -55,11 +55,3 @@ class TextClassificationSpec(NamedSection):
         if not separator:
             raise ValueError("should be the text between two labels, auto or none")
         return separator
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raises ValueError when these cannot be the names of classes."""
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"should be different names, and {', '.join(twice)} is said twice")
-    if len(names) < 2 or not all(name.strip() for name in names):
-        raise ValueError("should be two names or more, none of them empty")
