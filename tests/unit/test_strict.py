@@ -226,10 +226,3 @@ def test_a_spec_is_frozen() -> None:
     spec: Any = load_spec({"task": "text_classification", "model": "minilm", "method": "full", "data": "a.csv"})
     with pytest.raises(ValueError, match="frozen"):
         spec.train.epochs = 5
-
-
-@pytest.mark.parametrize("example", sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_example_is_a_spec(example: Path) -> None:
-    spec = load_spec(example)
-    assert spec.data.train
-    assert load_spec(spec) == spec
