@@ -50,6 +50,7 @@ def compare(works: list[Work], peers: list[Peer], options: Options) -> None:
         settings = prepare_work(work, options.data, options.steps or work.steps, folder)
         limit = _limit(folder)
         facts.append({"work": work.name, "summary": work.summary, **settings, **limit})
+        (options.out / "facts.json").write_text(json.dumps(facts, indent=2))
         able = [peer for peer in peers if peer.does(work)]
         # what tunesmith measures once on a machine and keeps is measured before
         if any(peer.name == "tunesmith" for peer in able):
@@ -60,7 +61,6 @@ def compare(works: list[Work], peers: list[Peer], options: Options) -> None:
                 _append(options.out / "results.jsonl", {"repeat": repeat, **result})
                 shown = result.get("error") or f"{result['seconds']:.2f} s, {result['samples_per_second']:.1f} samples/s"
                 print(f"{work.name}  {peer.name}  {repeat + 1}/{options.repeats}  {shown}", flush=True)
-    (options.out / "facts.json").write_text(json.dumps(facts, indent=2))
     write_report(options.out)
 
 
