@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -39,7 +40,8 @@ def cached_folder(kind: str, key: str, make: Callable[[Path], None]) -> tuple[Pa
     """
     folder = cache_folder() / kind / key
     if _is_complete(folder):
-        os.utime(folder / "complete.json")
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(folder / "complete.json")
         return folder, True
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{key[:8]}-", dir=folder.parent))
@@ -60,13 +62,16 @@ def cached_folder(kind: str, key: str, make: Callable[[Path], None]) -> tuple[Pa
 
 def _prune(parent: Path) -> None:
     """Removes folders, the one not used for longest first, until those left hold no more than MOST_BYTES."""
-    used = {marker.parent: marker.stat().st_mtime for marker in parent.glob("*/complete.json")}
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in used}
-    for folder in sorted(used, key=lambda folder: used[folder]):
-        if sum(sizes.values()) <= MOST_BYTES or time.time() - used[folder] < SAFE_SECONDS:
+    found: list[tuple[float, int, Path]] = []
+    for marker in parent.glob("[!.]*/complete.json"):
+        with contextlib.suppress(OSError):  # another process may be removing it
+            found.append((marker.stat().st_mtime, sum(file.stat().st_size for file in marker.parent.iterdir()), marker.parent))
+    total = sum(size for _, size, _ in found)
+    for used, size, folder in sorted(found):
+        if total <= MOST_BYTES or time.time() - used < SAFE_SECONDS:
             return
         shutil.rmtree(folder, ignore_errors=True)
-        del sizes[folder]
+        total -= size
 
 
 def _is_complete(folder: Path) -> bool:

@@ -54,7 +54,7 @@ def _kind(present: Sequence[Any], texts: Sequence[str], distinct: int, words: fl
         return "list"
     if distinct == 1 and len(texts) > 20:
         return "constant"
-    numbers = [_number(text) for text in texts]
+    numbers = [read_number(text) for text in texts]
     if all(number is not None for number in numbers):
         steps = {second - first for first, second in pairwise(numbers) if first is not None and second is not None}
         if len(texts) > 10 and steps == {1.0}:
@@ -70,7 +70,8 @@ def _kind(present: Sequence[Any], texts: Sequence[str], distinct: int, words: fl
     return "id" if words < 1.5 else "text"
 
 
-def _number(text: str) -> float | None:
+def read_number(text: str) -> float | None:
+    """The number that a text is, or None."""
     try:
         return float(text)
     except ValueError:

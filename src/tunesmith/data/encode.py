@@ -208,9 +208,9 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def code_key(task: Task) -> str:
-    """SHA-256 of the code that encodes: the files beside the task's `encode`, and the versions of what they call."""
+    """SHA-256 of the code that encodes: the files beside the task's `encode`, those of `data`, and the versions of what they call."""
     import tokenizers
     import transformers
 
-    files = [Path(__file__), Path(__file__).with_name("blocks.py"), *sorted(Path(inspect.getfile(task.encode)).parent.glob("*.py"))]
+    files = [file for part in (__file__, inspect.getfile(task.encode)) for file in sorted(Path(part).parent.glob("*.py"))]
     return key_of([file.read_text(encoding="utf-8") for file in files], tokenizers.__version__, transformers.__version__)

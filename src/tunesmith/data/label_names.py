@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import AfterValidator
+
+from tunesmith.data.columns import read_number
 from tunesmith.errors import InputError, nearest
 from tunesmith.strict import near_file
 
@@ -16,6 +20,16 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f"should be different names, and {', '.join(twice)} is said twice")
     if len(names) < 2 or not all(name.strip() for name in names):
         raise ValueError("should be two names or more, none of them empty")
+
+
+def _check_label_names(value: Any) -> Any:
+    if not isinstance(value, str):
+        check_names(list(value.values()) if isinstance(value, dict) else value)
+    return value
+
+
+LabelNames = Annotated[dict[str, str] | list[str] | str, AfterValidator(_check_label_names)]
+"""A setting that names labels which are ids: a mapping, a list, a file, or `none`."""
 
 
 def read_label_names(path: Path) -> list[str]:
@@ -48,7 +62,7 @@ def misspelt(label: str, label_counts: Counter[str]) -> str | None:
         if other != label and other.strip().casefold() == label.strip().casefold() and (other_count, other) > (count, label):
             return other
     common = [other for other, other_count in label_counts.items() if other_count >= 10 * count]
-    if count > 3 or not common or len(label) < 4 or _is_number(label):
+    if count > 3 or not common or len(label) < 4 or read_number(label) is not None:
         return None
     match = nearest(label, common)
     return match if match is not None and _edits(label, match) <= (1 if len(label) < 8 else 2) else None
@@ -62,11 +76,3 @@ def _edits(first: str, second: str) -> int:
         for column, other in enumerate(second, 1):
             previous, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, previous + (letter != other))
     return row[-1]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

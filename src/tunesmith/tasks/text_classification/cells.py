@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tunesmith.data.columns import read_number
 from tunesmith.data.text import shorten
 from tunesmith.errors import did_you_mean
 from tunesmith.tasks.text_classification.section import REGRESSION, SINGLE, TextClassificationSpec
@@ -94,11 +95,3 @@ def stratify(section: TextClassificationSpec, cells: Sequence[Sequence[str]]) ->
     rows = [cell_labels(section, cell) or [] for cell in cells]
     counts = Counter(label for labels in rows for label in labels)
     return [min(labels, key=lambda label: (counts[label], label), default="no label") for labels in rows], section.problem_type == SINGLE
-
-
-def read_number(text: str) -> float | None:
-    """The number that a text is, or None."""
-    try:
-        return float(text)
-    except ValueError:
-        return None

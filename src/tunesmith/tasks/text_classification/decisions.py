@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.columns import read_number
 from tunesmith.data.label_names import misspelt, read_label_names
 from tunesmith.errors import InputError, Problem, did_you_mean
 from tunesmith.registry import Decision
-from tunesmith.tasks.text_classification.cells import cell_labels, read_number
+from tunesmith.tasks.text_classification.cells import cell_labels
 from tunesmith.tasks.text_classification.section import MULTI, REGRESSION, SINGLE, TextClassificationSpec
 
 SEPARATORS = (",", ";", "|")

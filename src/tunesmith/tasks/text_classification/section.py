@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from tunesmith.data.label_names import check_names
+from tunesmith.data.label_names import LabelNames
 from tunesmith.spec import Auto, NamedSection, Pattern, PositiveInt
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -21,7 +21,7 @@ class TextClassificationSpec(NamedSection):
     """As in transformers: one class a row, several labels a row, or a number; `auto` sees it from the labels."""
     labels: list[str] | Auto = "auto"
     """The classes in the order of their ids; `auto` takes those of the training rows (or of a checkpoint that has the same)."""
-    label_names: dict[str, str] | list[str] | str = "none"
+    label_names: LabelNames = "none"
     """Names for labels that are ids: a list, a mapping, a file with one name a line (the first is id 0), or `none`."""
     label_separator: str = "auto"
     """What stands between several labels in one cell; `none` when nothing does."""
@@ -42,12 +42,6 @@ class TextClassificationSpec(NamedSection):
         if len(labels) < 2 or not all(label.strip() for label in labels):
             raise ValueError("should be two classes or more, none of them empty")
         return labels
-
-    @field_validator("label_names")
-    @classmethod
-    def _are_names(cls, names: Any) -> Any:
-        check_names(names if isinstance(names, list) else list(names.values()) if isinstance(names, dict) else ["one", "two"])
-        return names
 
     @field_validator("label_separator")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from tunesmith.data.label_names import check_names
+from tunesmith.data.label_names import LabelNames, check_names
 from tunesmith.spec import Auto, NamedSection
 
 Scheme = Literal["IOB2", "IOB1", "BIOES", "BILOU", "none"]
@@ -25,7 +25,7 @@ class TokenClassificationSpec(NamedSection):
     labels: list[str] | Auto = "auto"
     """The model's tags in the order of their ids, such as `[O, B-person, I-person]`; `auto` takes those of the training rows (or of a
     checkpoint that has the same)."""
-    label_names: dict[str, str] | list[str] | str = "none"
+    label_names: LabelNames = "none"
     """Names for tags that are ids: a list, a mapping, a file with one name a line (the first is id 0), or `none`."""
     label_all_tokens: bool = False
     """Whether all sub-words of a word are trained, those after the first as going on (I-) where it begins an entity; otherwise only the
@@ -48,9 +48,3 @@ class TokenClassificationSpec(NamedSection):
         if labels != "auto":
             check_names(labels)
         return labels
-
-    @field_validator("label_names")
-    @classmethod
-    def _are_names(cls, names: Any) -> Any:
-        check_names(names if isinstance(names, list) else list(names.values()) if isinstance(names, dict) else ["one", "two"])
-        return names
