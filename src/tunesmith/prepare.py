@@ -178,7 +178,7 @@ def _cut_validation(
     rows: dict[str, Rows], texts: np.ndarray, task: Task, section: Any, share: float, seed: int, findings: Findings
 ) -> None:
     num_rows = len(rows["train"])
-    labels = rows["train"].dataset["label"] if "label" in task.canonical else [()] * num_rows
+    labels = rows["train"].dataset["label"] if "label" in rows["train"].dataset.column_names else [()] * num_rows
     strata, every = task.stratify(section, labels)
     names = sorted(set(strata))
     codes = {name: code for code, name in enumerate(names)}
@@ -207,7 +207,7 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     known = len(tokenizer)
     resolved = resolved.decide([*loaded.decisions, *task.fit_tokenizer(resolved.spec.task, tokenizer, loaded.model)])
     loaded.new_token_ids = tuple(range(known, len(tokenizer)))
-    code = card_code(task.auto_model, method.merge is not None, bool(loaded.new_token_ids), method.quantization(spec.method))
+    code = task.loader or card_code(task.auto_model, method.merge is not None, bool(loaded.new_token_ids), method.quantization(spec.method))
     resolved = _decide_length(resolved, task, data.rows["train"], tokenizer, longest_input(tokenizer, loaded.model))
     encoded = {split: _encode(rows, task, resolved.spec, tokenizer, data, use_cache) for split, rows in data.rows.items()}
     data.findings.close()

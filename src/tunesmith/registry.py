@@ -142,6 +142,14 @@ class Task:
     """Whether each token is predicted from those before it: then a checkpoint must bring its head, and the model may not see ahead."""
     per_token: bool = False
     """Whether labels belong to tokens: rows can then be packed, and labels cannot be smoothed."""
+    whole_step: Callable[[Any], Literal["one_graph", "gradient_cache"] | None] = lambda section: None
+    """(section) -> how a step is computed whose loss compares its examples with each other, where `forward` gives a tensor [examples, ...]:
+    the outputs of all micro-batches in `one_graph`, or twice, first without gradients (`gradient_cache`, Gao et al. 2021); None where
+    the loss is a sum over examples, and each micro-batch has its own."""
+    loader: str = ""
+    """Python that loads a saved model from `folder` as a `model` with `encode(texts)`; empty where `auto_model` of transformers does."""
+    finish: Callable[[Any, PreTrainedModel, PreTrainedTokenizerBase, Path], None] = lambda section, model, tokenizer, folder: None
+    """(section, model, tokenizer, folder of the saved model) writes what `loader` needs beside the files of transformers."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +247,7 @@ TASKS: Registry[Task] = Registry(
     "tunesmith.tasks",
     {
         "chat": "tunesmith.tasks.chat:CHAT",
+        "embedding": "tunesmith.tasks.embedding:EMBEDDING",
         "token_classification": "tunesmith.tasks.token_classification:TOKEN_CLASSIFICATION",
         "text_classification": "tunesmith.tasks.text_classification:TEXT_CLASSIFICATION",
         "causal_lm": "tunesmith.tasks.causal_lm:CAUSAL_LM",

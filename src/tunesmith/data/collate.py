@@ -51,7 +51,7 @@ def collate_columns(
     if pack:
         return _packed(columns, lengths, pad_token_id)
     longest = -(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    shape = (len(lengths), min(longest, encoded.max_length))
+    shape = (len(lengths), max(min(longest, encoded.max_length), int(lengths.max())))
     mask = np.arange(shape[1])[None, :] < lengths[:, None]
     batch = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
     for name, values in columns.items():

@@ -190,9 +190,18 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The task's loss of a micro-batch, over the weight of its step."""
         task, section, labels = self.job.task, self.job.spec.task, inputs["labels"]
-        outputs = task.forward(section, model, {name: tensor for name, tensor in inputs.items() if name != "labels"}, labels)
+        if "micro_batches" in inputs:
+            outputs = torch.cat([self._forward(model, part) for part in inputs["micro_batches"]])
+        elif "gradient" in inputs:
+            return (self._forward(model, inputs["micro_batch"]) * inputs["gradient"]).sum()
+        else:
+            outputs = self._forward(model, inputs)
         loss = task.loss(section, outputs, labels, self.args.label_smoothing_factor) / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model: Any, inputs: dict[str, Any]) -> Any:
+        read = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        return self.job.task.forward(self.job.spec.task, model, read, inputs["labels"])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The steps of the plan."""
@@ -202,6 +211,15 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of every micro-batch of one step; returns the step's loss."""
         self._note_new_weights()
+        if self.job.task.whole_step(self.job.spec.task) is None:
+            total = self._step_in_parts(model, inputs)
+        else:
+            total = self._whole_step(model, inputs)
+        if self.state.global_step == 0:
+            self._refuse_idle(model)
+        return total
+
+    def _step_in_parts(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
         last = len(inputs["micro_batches"]) - 1
         for index, micro_batch in enumerate(inputs["micro_batches"]):
@@ -210,9 +228,34 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             if not torch.isfinite(loss):
                 raise self._non_finite(loss, inputs["rows"][index])
             total += loss
-        if self.state.global_step == 0:
-            self._refuse_idle(model)
         return total
+
+    def _whole_step(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """A step whose loss compares its examples with each other."""
+        parts, weight = inputs["micro_batches"], inputs["weight"]
+        labels = torch.cat([part["labels"] for part in parts])
+        if len(parts) == 1 or self.job.task.whole_step(self.job.spec.task) == "one_graph":
+            loss: torch.Tensor = super().training_step(model, {"micro_batches": parts, "labels": labels}, weight)
+            if not torch.isfinite(loss):
+                raise self._non_finite(loss, np.concatenate(inputs["rows"]))
+            return loss
+        model.train()
+        drawn, found = [], []
+        for part in parts:
+            drawn.append(_random_state())
+            with torch.no_grad(), self.compute_loss_context_manager():
+                found.append(self._forward(model, self._prepare_inputs(part)))
+        outputs = torch.cat(found).requires_grad_()
+        loss = self.job.task.loss(self.job.spec.task, outputs, self._prepare_inputs({"labels": labels})["labels"], 0.0) / weight
+        if not torch.isfinite(loss):
+            raise self._non_finite(loss, np.concatenate(inputs["rows"]))
+        (gradient,) = torch.autograd.grad(loss, outputs)
+        cached = torch.split(gradient, [len(part) for part in found])
+        for index, (part, state) in enumerate(zip(parts, drawn, strict=True)):
+            _restore_random_state(state)
+            with nullcontext() if index == len(parts) - 1 else self.accelerator.no_sync(model):
+                super().training_step(model, {"micro_batch": part, "labels": part["labels"], "gradient": cached[index]}, weight)
+        return loss.detach()
 
     def _note_new_weights(self) -> None:
         """Marks the trained weights as changed, whatever optimizer did it: accelerations keep copies of them."""
@@ -250,6 +293,17 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Upstream's estimate, summed over the micro-batches."""
         return sum(int(super(PlannedTrainer, self).floating_point_ops(micro_batch)) for micro_batch in inputs["micro_batches"])
+
+
+def _random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _restore_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    """Lets what is drawn in a forward pass be drawn again."""
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tunesmith.errors import InputError
 from tunesmith.models.blocks import find_blocks
+from tunesmith.models.load import in_body
 from tunesmith.registry import Decision, Method
 from tunesmith.spec import Auto, NamedSection
 
@@ -129,7 +130,7 @@ def _parts(model: PreTrainedModel) -> dict[str, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name.startswith(f"{blocks}."):
             seen_blocks = True
-        elif not name.startswith(f"{model.base_model_prefix}."):
+        elif not in_body(model, name):
             parts["after" if is_tied and parameter is not matrix else "head"].append(name)
         else:
             parts["after" if seen_blocks and name not in embeddings else "embeddings"].append(name)

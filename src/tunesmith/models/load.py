@@ -137,13 +137,15 @@ def load_model(path: Path, task: Task, head: dict[str, Any], seed: int, quantiza
         )
     _settle(model)
     new = set(info["missing_keys"]) | {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    if model.base_model is model:
+        new = {name for name in new if in_body(model, name)}
     decisions = []
     if new:
         decisions.append(
             Decision("new weights", ", ".join(sorted(new)), "not in the checkpoint: drawn at random from train.seed, and trained")
         )
     if model.get_output_embeddings() is None:
-        new |= {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
+        new |= {name for name, _ in model.named_parameters() if model.base_model is not model and not in_body(model, name)}
     unused = sorted(info["unexpected_keys"])
     if unused:
         shown = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
@@ -285,6 +287,14 @@ def longest_input(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) ->
         ]
         limits.append(int(positions) - (offsets[0] + 1 if offsets else 0))
     return min(limits) if limits else NO_LIMIT
+
+
+def in_body(model: PreTrainedModel, name: str) -> bool:
+    """Whether a parameter or module of this name belongs to the pretrained body. Of a model without a head, that is all of it but the
+    pooler: hidden states are its answer, and they do not pass there."""
+    if model.base_model is model:
+        return not name.startswith("pooler.")
+    return name.startswith(f"{model.base_model_prefix}.")
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -61,7 +61,7 @@ class Facts:
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
     def outputs(self) -> torch.Tensor:
-        """The model's logits of the probe in eval mode, those of padding as 0."""
+        """The model's logits (or hidden states) of the probe in eval mode, those of padding as 0."""
         import torch
 
         was_training = self.model.training
@@ -69,7 +69,7 @@ class Facts:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 batch = self.probe
-                logits: torch.Tensor = self.model(**batch).logits.float()
+                logits: torch.Tensor = self.model(**batch)[0].float()
         finally:
             self.model.train(was_training)
         return logits * batch["attention_mask"][..., None] if logits.dim() == 3 else logits

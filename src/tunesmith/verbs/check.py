@@ -79,7 +79,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
     distribution: dict[str, int] = {}
     if task.distribution is not None:
         distribution = task.distribution(prepared.spec.task, data.facts.label_counts)
-    elif "label" in task.canonical:
+    elif "label" in data.rows["train"].dataset.column_names:
         names, _ = task.stratify(prepared.spec.task, data.rows["train"].dataset["label"])
         labels, counts = np.unique(names, return_counts=True)
         distribution = dict(sorted(zip(labels.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]))
@@ -131,7 +131,7 @@ def show_row(prepared: Prepared, index: int) -> dict[str, Any]:
         pieces = decode_tokens(tokenizer, row["input_ids"])
         named = [piece + (f"/{names[label]}" if label in names else "") for piece, label in zip(pieces, row["labels"], strict=True)]
         return {**shown, "pieces": named, "trained": trained}
-    label = encoded.sources([index])["label"][0]
+    label = encoded.sources([index]).get("label", [None])[0]
     return {**shown, "label": label, "encoded_label": row["labels"], "segments": row.get("token_type_ids")}
 
 
@@ -242,9 +242,12 @@ def _row_lines(row: dict[str, Any]) -> list[str]:
     special = set(row["special"])
     tokens = [f"<{token}>" if position in special else token for position, token in enumerate(row["tokens"])]
     more = f" ... {len(tokens) - SHOWN_TOKENS} more" if len(tokens) > SHOWN_TOKENS else ""
-    lines = [f"  {row['place']}   label {', '.join(row['label'])} -> {row['encoded_label']}{cut}"]
+    label = f"   label {', '.join(row['label'])} -> {row['encoded_label']}" if row["label"] is not None else ""
+    lines = [f"  {row['place']}{label}{cut}"]
     lines.append("    tokens " + " ".join(tokens[:SHOWN_TOKENS]) + more)
     lines.append("    ids    " + " ".join(map(str, row["ids"][:SHOWN_TOKENS])) + more)
     if row["segments"] is not None:
-        lines.append(f"    the second text begins at token {row['segments'].index(1) if 1 in row['segments'] else len(tokens)}")
+        for name, segment in (("second", 1), ("third", 2)):
+            if segment in row["segments"]:
+                lines.append(f"    the {name} text begins at token {row['segments'].index(segment)}")
     return lines

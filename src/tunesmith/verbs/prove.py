@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NUM_ROWS = 64
 NUM_TOKEN_ROWS = 16
 NUM_POSITIONS = 16
+NUM_VECTOR_ROWS = 32
 ROWS_PER_BATCH = 8
 TOLERANCE = 1e-5
 """Largest difference allowed, times the largest logit if that is above 1: fp32 sums in another order, not another model."""
@@ -36,7 +37,7 @@ def prove_model(prepared: Prepared, code: str, folder: Path, labels: dict[int, s
     Raises RunError when the folder cannot be loaded; what differs stands in the proof's problems.
     """
     encoded = prepared.encoded.get("validation", prepared.encoded["train"])
-    probe = _probe_tokens if prepared.task.per_token else _probe_texts
+    probe = _probe_tokens if prepared.task.per_token else _probe_vectors if prepared.task.loader else _probe_texts
     indices, request, ids, expected = probe(prepared, encoded)
     answer, computed = reload_model_in_fresh_process(folder, {**request, "code": code})
     found = computed["logits"]
@@ -74,6 +75,37 @@ def _probe_texts(prepared: Prepared, encoded: Encoded) -> Probe:
     request = {"texts": texts["text"], "pairs": texts.get("pair"), "max_length": section.max_length, "rows_per_batch": ROWS_PER_BATCH}
     ids = [list(row) for row in encoded.dataset[[int(index) for index in indices]]["input_ids"]]
     return indices, request, ids, _logits_in_memory(prepared, encoded, indices)
+
+
+def _probe_vectors(prepared: Prepared, encoded: Encoded) -> Probe:
+    """Texts that a model gives vectors for: their tokens, and vectors [texts, dimensions]."""
+    import torch
+
+    from tunesmith.data.collate import collate_rows
+
+    indices, task, section = spread(len(encoded), NUM_VECTOR_ROWS), prepared.task, prepared.spec.task
+    request = vector_request(encoded, task, section)
+    model, vectors = prepared.model.eval(), []
+    for index in indices:
+        batch = collate_rows(encoded, [index], task, section, int(prepared.tokenizer.pad_token_id))
+        with torch.inference_mode():
+            inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+            vectors.append(task.forward(section, model, inputs, None)[0].float().cpu())
+    return indices, request, request["ids"], torch.cat(vectors)
+
+
+def vector_request(encoded: Encoded, task: Task, section: Any) -> dict[str, Any]:
+    """What a fresh process is asked about a model that gives vectors: the texts of some rows, and their ids."""
+    indices = [int(index) for index in spread(len(encoded), NUM_VECTOR_ROWS)]
+    sources, columns = encoded.sources(indices), encoded.dataset[indices]
+    names = [name for name, kind in task.canonical.items() if kind == "text" and name in sources]
+    rows = list(zip(columns["input_ids"], columns["token_type_ids"], strict=True))
+    return {
+        "vectors_of": [sources[name][row] for row in range(len(indices)) for name in names],
+        "ids": [[token for token, owner in zip(*row, strict=True) if owner == number] for row in rows for number in range(len(names))],
+        "max_length": section.max_length,
+        "rows_per_batch": ROWS_PER_BATCH,
+    }
 
 
 def _probe_tokens(prepared: Prepared, encoded: Encoded) -> Probe:

@@ -4,7 +4,7 @@
 
 The request holds the card's code and threads; for texts: texts, pairs (or null), max_length and rows_per_batch; for token ids:
 ids, positions whose logits are wanted, for each row its source (or null) of which the tokenizer should make those ids, and perhaps
-`hidden`, to have the hidden states there as well.
+`hidden`, to have the hidden states there as well; for vectors: vectors_of (texts), max_length and rows_per_batch.
 """
 
 import json
@@ -21,15 +21,17 @@ def main(folder: str, request_path: str, tensors_path: str) -> None:
     from transformers import AutoTokenizer
 
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
-    names: dict[str, Any] = {"folder": folder}
-    exec(compile(request["code"], "the model card", "exec"), names)
-    model = names["model"].eval()
+    known: dict[str, Any] = {"folder": folder}
+    exec(compile(request["code"], "the model card", "exec"), known)
+    model = known["model"].eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "right"
     torch.set_num_threads(request["threads"])
-    ids, tensors = (compute_tokens if "ids" in request else compute_rows)(model, tokenizer, request)
+    compute = compute_vectors if "vectors_of" in request else compute_tokens if "ids" in request else compute_rows
+    ids, tensors = compute(model, tokenizer, request)
     save_file(tensors, tensors_path)
-    labels = {int(index): label for index, label in model.config.id2label.items()}
+    names = {} if "vectors_of" in request else model.config.id2label
+    labels = {int(index): label for index, label in names.items()}
     print(json.dumps({"ids": ids, "labels": labels}))
 
 
@@ -49,6 +51,14 @@ def compute_rows(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple[l
         with torch.inference_mode():
             logits.append(model(**batch).logits.float())
     return ids, {"logits": torch.cat(logits)}
+
+
+def compute_vectors(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple[list[list[int]], dict[str, Any]]:
+    """Token ids of texts, and what the model's `encode` makes of these: vectors [texts, dimensions]."""
+    texts = request["vectors_of"]
+    ids = [tokenizer(text, truncation=True, max_length=request["max_length"])["input_ids"] for text in texts]
+    vectors = model.encode(texts, batch_size=request["rows_per_batch"], convert_to_tensor=True, show_progress_bar=False)
+    return ids, {"logits": vectors.float().cpu().contiguous()}
 
 
 def compute_tokens(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple[list[list[int]], dict[str, Any]]:

@@ -223,7 +223,8 @@ class Run:
         roles = tuple(role for role in task.roles if role.kind != "label")
         labels = {"label", *(role.name for role in task.roles if role.kind == "label")}
         canonical = {name: kind for name, kind in task.canonical.items() if name not in labels}
-        return replace(task, roles=roles, canonical=canonical, read=task.read_input or task.read, **task.for_prediction)
+        fields = {"roles": roles, "canonical": canonical, "read": task.read_input or task.read, **task.for_prediction}
+        return replace(task, **fields)
 
     def predict(self, rows: str | Sequence[Any], *, quiet: bool = True) -> list[dict[str, Any]]:
         """One prediction a row, in their order: `{text, label, score, scores}`, `{text, labels, scores}` or `{text, value}`; for tokens
@@ -249,7 +250,7 @@ class Run:
         if self._task.prompt is not None or self._task.read_input is not None:
             names = [role.name for role in task.roles]
             by_kind = names[0] if isinstance(row, list) else "prompt" if "prompt" in names else "text"
-            values = row if isinstance(row, dict) else {by_kind: row}
+            values = row if isinstance(row, dict) else dict(zip(names, row, strict=False)) if isinstance(row, tuple) else {by_kind: row}
             columns = {name: name for name in names if name in values}
         else:
             names = ["text"] + (["pair"] if "pair" in self.spec.data.columns else [])

@@ -132,7 +132,11 @@ def prediction_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
         if "tags" in row:
             lines.append(" ".join(f"{token}/{tag}" for token, tag in zip(row["tokens"], row["tags"], strict=True)))
             continue
-        if "value" in row:
+        if "embedding" in row:
+            head = f"[{', '.join(f'{number:.4f}' for number in row['embedding'][:3])}, ...] {len(row['embedding'])} numbers"
+        elif "score" in row and "label" not in row:
+            head = f"{row['score']:.4f}"
+        elif "value" in row:
             head = f"{row['value']:.4f}"
         elif "label" in row:
             head = f"{row['label']}\t{row['score']:.4f}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import InputError, did_you_mean
 from tunesmith.methods.lora.section import LoraSpec
-from tunesmith.models.load import LoadedModel, grow_embeddings
+from tunesmith.models.load import LoadedModel, grow_embeddings, in_body
 from tunesmith.registry import Decision
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def linear_modules(model: PreTrainedModel) -> list[str]:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    prefix = f"{model.base_model_prefix}."
-    return [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D)) and name.startswith(prefix)]
+    return [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D)) and in_body(model, name)]
 
 
 def _ending(name: str) -> str:
@@ -154,9 +153,8 @@ def modules_of(model: PreTrainedModel, head_parameters: frozenset[str]) -> list[
 
     Of a head whose matrix is the embeddings, single layers too: the matrix stays, and a new bias of its own stays zero.
     """
-    prefix = f"{model.base_model_prefix}."
     single = {name.rpartition(".")[0] for name in head_parameters}
-    whole = {name if f"{name}.".startswith(prefix) else name.partition(".")[0] for name in single}
+    whole = {name if in_body(model, f"{name}.") else name.partition(".")[0] for name in single}
     if not any(_holds_tied(model, name) for name in whole):
         return sorted(whole)
     return sorted(name for name in single if not _holds_tied(model, name))
