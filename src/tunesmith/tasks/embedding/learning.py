@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.metrics.similarity import PairMeter, RankingMeter
+from tunesmith.models.load import require_package
 from tunesmith.registry import Meter
 from tunesmith.tasks.embedding.decisions import LOSSES
 from tunesmith.tasks.embedding.rows import TEXTS
@@ -66,8 +67,6 @@ def forward(section: EmbeddingSpec, model: Any, inputs: dict[str, torch.Tensor],
     """A vector for each text of each row, [batch, texts, dimensions] in fp32."""
     import torch
     import torch.nn.functional as F  # noqa: N812
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
     is_token, owner = inputs["attention_mask"].bool(), inputs["token_type_ids"]
     num_texts = int(owner.max()) + 1
     lengths = torch.stack([((owner == number) & is_token).sum(1) for number in range(num_texts)], dim=1)
@@ -78,11 +77,23 @@ def forward(section: EmbeddingSpec, model: Any, inputs: dict[str, torch.Tensor],
     # Row by row, the tokens of a batch are those of its texts one after the other.
     ids[mask] = inputs["input_ids"][is_token]
     hidden = model(input_ids=ids, attention_mask=mask.long())[0].float()
-    pooling = Pooling(hidden.shape[-1], str(section.pooling))
-    vectors = pooling({"token_embeddings": hidden, "attention_mask": mask.long()})["sentence_embedding"]
+    vectors = pool(hidden, mask, str(section.pooling))
     if section.normalize:
         vectors = F.normalize(vectors, dim=-1)
-    return vectors.unflatten(0, (-1, num_texts))  # type: ignore[no-any-return]
+    return vectors.unflatten(0, (-1, num_texts))  # type: ignore[no-any-return,no-untyped-call]
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Vectors [texts, dimensions] of hidden states [texts, tokens, dimensions] where mask [texts, tokens] is true, as the module Pooling
+    of sentence-transformers makes them."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "max":
+        return hidden.masked_fill(~mask[..., None], float("-inf")).amax(1)
+    num_tokens = mask.sum(1)
+    if pooling == "lasttoken":
+        return hidden.take_along_dim(num_tokens[:, None, None] - 1, dim=1).squeeze(1)
+    return (hidden * mask[..., None]).sum(1) / num_tokens[:, None]
 
 
 def loss(section: EmbeddingSpec, vectors: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
@@ -98,6 +109,7 @@ def loss(section: EmbeddingSpec, vectors: torch.Tensor, labels: torch.Tensor, la
 
 def _loss_function(section: EmbeddingSpec) -> Any:
     """The loss of sentence-transformers; it is handed vectors, and needs no model."""
+    require_package("sentence_transformers", "embedding")
     from sentence_transformers.sentence_transformer import losses
     from sentence_transformers.sentence_transformer.losses.contrastive import SiameseDistanceMetric
     from sentence_transformers.sentence_transformer.losses.triplet import TripletDistanceMetric

@@ -1,0 +1,198 @@
+"""Embedding: the trajectory is that of SentenceTransformerTrainer, whatever cuts the steps; a cache of gradients changes nothing; resumed
+equals straight; what is saved is what sentence-transformers and transformers load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+import tunesmith
+from tiny_models import save_tiny
+from tiny_pairs import rows, write_pairs
+from trajectories import InPlannedOrder, Losses, Trajectory, by_tunesmith
+from tunesmith import pipeline
+from tunesmith.data.plan import BatchPlan
+from tunesmith.engines import trainer
+from tunesmith.prepare import Prepared, prepare
+from tunesmith.verbs.init import spec_of
+
+NUM_STEPS = 8
+NUM_ROWS = 64
+SETTINGS = [
+    "task.name=embedding", "data.validation=none", "train.precision=fp32", f"train.max_steps={NUM_STEPS}", "train.learning_rate=5e-3",
+    "train.weight_decay=0.01", "train.batch_size=16",
+]  # fmt: skip
+CUT = "train.max_tokens_per_micro_batch=128"
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("bert", tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def still_bert(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without dropout, whose draws depend on the shape of a batch."""
+    folder = tmp_path_factory.mktemp("models") / "still"
+    transformers.AutoModel.from_pretrained(bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(bert).save_pretrained(folder)
+    return folder
+
+
+def _prepare(model: Path, tmp_path: Path, kind: str, *overrides: str) -> Prepared:
+    data = write_pairs(tmp_path / f"{kind}.jsonl", kind, NUM_ROWS)
+    return prepare(spec_of(str(data), [f"model={model}", *SETTINGS, *overrides]))
+
+
+class _Planned(SentenceTransformerTrainer):
+    """Their trainer as anyone would use it; only the order of rows is given."""
+
+    plan: BatchPlan
+
+    def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **others: Any) -> Any:
+        return DefaultBatchSampler(InPlannedOrder(self.plan), batch_size=batch_size, drop_last=False)
+
+
+def _theirs(model: Path, prepared: Prepared, kind: str, make_loss: Any, folder: Path) -> Trajectory:
+    train, kept = prepared.spec.train, Losses()
+    body = Transformer(str(model))
+    plain = SentenceTransformer(modules=[body, Pooling(16, "mean")], device="cpu")
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder), max_steps=NUM_STEPS, per_device_train_batch_size=train.batch_size, learning_rate=float(train.learning_rate),
+        weight_decay=train.weight_decay, seed=train.seed, logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True,
+        report_to="none",
+    )  # fmt: skip
+    data = rows(kind, NUM_ROWS)
+    if "score" in data[0]:
+        data = [{**row, "score": row["score"] / 5} for row in data]
+    plain_trainer = _Planned(plain, arguments, train_dataset=datasets.Dataset.from_list(data), loss=make_loss(plain), callbacks=[kept])
+    plain_trainer.plan = prepared.plan
+    plain_trainer.train()
+    return kept.values, {name: tensor.clone() for name, tensor in body.model.state_dict().items()}
+
+
+def _assert_same(ours: Trajectory, theirs: Trajectory) -> None:
+    assert len(ours[0]) == len(theirs[0]) == NUM_STEPS
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=5e-4)
+    for name, tensor in theirs[1].items():
+        if name.endswith("key.bias"):  # moves no attention: its gradient is rounding, which Adam takes for a direction
+            continue
+        torch.testing.assert_close(ours[1][name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "make_loss"),
+    [
+        ("triplets", [], losses.MultipleNegativesRankingLoss),
+        ("scored_pairs", ["task.gradient_cache=true"], losses.CoSENTLoss),
+        ("scored_pairs", ["task.loss=cosine_similarity"], losses.CosineSimilarityLoss),
+        ("pairs", ["task.matryoshka_dimensions=[16,8]"], lambda model: losses.MatryoshkaLoss(model, losses.MultipleNegativesRankingLoss(model), [16, 8])),
+    ],
+    ids=["ranking-one-graph", "cosent-cached", "cosine-in-parts", "matryoshka"],
+)  # fmt: skip
+def test_the_trajectory_is_that_of_sentence_transformers(
+    still_bert: Path, tmp_path: Path, kind: str, overrides: list[str], make_loss: Any
+) -> None:
+    prepared = _prepare(still_bert, tmp_path, kind, CUT, *overrides)
+    assert max(len(step) for step in prepared.plan.batches(0)) > 2, "steps should be cut for this to say anything"
+    ours = by_tunesmith(prepared, tmp_path / "ours")
+    _assert_same(ours, _theirs(still_bert, prepared, kind, make_loss, tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+def test_a_cache_of_gradients_draws_dropout_as_one_graph_does(bert: Path, tmp_path: Path, method: str) -> None:
+    settings = (f"method={method}", CUT)
+    graph = by_tunesmith(_prepare(bert, tmp_path, "pairs", *settings), tmp_path / "graph")
+    cached = by_tunesmith(_prepare(bert, tmp_path, "pairs", *settings, "task.gradient_cache=true"), tmp_path / "cached")
+    _assert_same(cached, graph)
+
+
+def test_accelerations_change_nothing(still_bert: Path, tmp_path: Path) -> None:
+    fast = _prepare(still_bert, tmp_path, "triplets")
+    assert {"linear", "norm", "end_to_end", "optimizer"} <= set(fast.accelerations)
+    plain = _prepare(still_bert, tmp_path, "triplets", "speed.off=all")
+    assert plain.accelerations == []
+    _assert_same(by_tunesmith(fast, tmp_path / "fast"), by_tunesmith(plain, tmp_path / "plain"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param(["method=full"], marks=pytest.mark.slow), ["method=lora", "task.gradient_cache=true", CUT]],
+    ids=["full", "lora-cached"],
+)
+def test_resumed_equals_straight(bert: Path, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.verbs.prove.prove_model", lambda *arguments: {"proven": True, "problems": []})
+    data = write_pairs(tmp_path / "rows.jsonl", "pairs", 60)
+    settings = [
+        f"model={bert}", "data.validation=20%", "train.precision=fp32", "train.epochs=2", "train.batch_size=16", "train.learning_rate=5e-3",
+        "train.save_steps=2", "train.eval_steps=2", "train.logging_steps=1", *overrides,
+    ]  # fmt: skip
+    straight = tunesmith.train(str(data), settings, run=tmp_path / "straight", quiet=True).path
+
+    class Crash(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                raise RuntimeError("pulled the plug")
+
+    original = trainer.PlannedTrainer.__init__
+
+    def with_crash(self: Any, job: Any) -> None:
+        job.callbacks.append(Crash())
+        original(self, job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.PlannedTrainer, "__init__", with_crash)
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            tunesmith.train(str(data), settings, run=tmp_path / "stopped", quiet=True)
+    resumed = pipeline.resume(tmp_path / "stopped", quiet=True).path
+    name = "adapter_model.safetensors" if "method=lora" in overrides else "model.safetensors"
+    expected, found = load_file(straight / "model" / name), load_file(resumed / "model" / name)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    results = [json.loads((run / "eval/validation.json").read_text()) for run in (straight, resumed)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["method=lora", "task.normalize=true"],
+        pytest.param(["method=freeze", "task.pooling=cls", "task.max_length=8"], marks=pytest.mark.slow),
+    ],
+    ids=["lora", "freeze"],
+)
+def test_what_is_saved_is_loaded_elsewhere(bert: Path, tmp_path: Path, settings: list[str]) -> None:
+    data = write_pairs(tmp_path / "rows.jsonl", "triplets", 60)
+    common = [f"model={bert}", "train.precision=fp32", "train.max_steps=3", "train.learning_rate=5e-3", *settings]
+    run = tunesmith.train(str(data), common, run=tmp_path / "run", quiet=True)
+    proof = json.loads((run.path / "proof.json").read_text())
+    assert proof["proven"]
+    assert proof["largest_logit_difference"] < 1e-5
+    assert set(run.metrics) == {"mrr", "recall_at_1", "recall_at_5", "recall_at_10", "triplet_accuracy", "loss"}
+    texts = [row["anchor"] for row in rows("triplets", 9)]
+    vectors = np.asarray([row["embedding"] for row in run.predict(texts)])
+    plain = SentenceTransformer(str(run.path / "model"), device="cpu")
+    np.testing.assert_allclose(vectors, plain.encode(texts), atol=1e-5)
+    body, tokenizer = (kind.from_pretrained(run.path / "model") for kind in (transformers.AutoModel, transformers.AutoTokenizer))
+    alone = tokenizer(texts[:1], truncation=True, max_length=run.spec.task.max_length, return_tensors="pt")
+    hidden = body.eval()(**alone).last_hidden_state[0]
+    pooled = hidden[0] if "task.pooling=cls" in settings else torch.nn.functional.normalize(hidden.mean(0), dim=0)
+    np.testing.assert_allclose(vectors[0], pooled.detach().numpy(), atol=1e-5)
+    [pair] = run.predict([(texts[0], texts[1])])
+    assert pair == {"text": texts[0], "pair": texts[1], "score": pytest.approx(float(plain.similarity(*plain.encode(texts[:2]))), abs=1e-5)}
