@@ -312,11 +312,10 @@ def _merge(arguments: Arguments) -> None:
         _print_json({"proof": proof, "out": arguments.out})
         return
     print(f"merged model: {arguments.out}")
-    difference, agreement, divergence = (proof[key] for key in ("largest_logit_difference", "top_1_agreement", "mean_kl_divergence"))
-    print(
-        f"proof: reloaded in a fresh process, {proof['num_rows']} {proof['rows']} rows, largest logit difference {difference:.2g}, "
-        f"top-1 agreement {agreement:.1%}, KL divergence {divergence:.2g}"
-    )
+    more = [f"largest logit difference {proof['largest_logit_difference']:.2g}"]
+    if "mean_kl_divergence" in proof:
+        more.append(f"top-1 agreement {proof['top_1_agreement']:.1%}, KL divergence {proof['mean_kl_divergence']:.2g}")
+    print(f"proof: reloaded in a fresh process, {proof['num_rows']} {proof['rows']} rows, {', '.join(more)}")
 
 
 def _tasks(arguments: Arguments) -> None:

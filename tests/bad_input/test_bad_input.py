@@ -1,4 +1,4 @@
-"""Every bad input of the catalogue (cases.yaml, chat_cases.yaml, masked_cases.yaml, tag_cases.yaml) is refused with its code, its place and a fix that works, and nothing is written."""
+"""Every bad input of the catalogue (cases.yaml, chat_cases.yaml, embedding_cases.yaml, masked_cases.yaml, tag_cases.yaml) is refused with its code, its place and a fix that works, and nothing is written."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ import yaml
 import tiny_models
 from bad_input.odd_files import BUILT, build
 from tiny_conversations import write_prose
+from tiny_pairs import rows
 from tunesmith.cli import main
 from tunesmith.errors import CODES
 
 HERE = Path(__file__).parent
 CATALOGUE: dict[str, list[dict[str, Any]]] = {
     kind: cases
-    for name in ("cases.yaml", "chat_cases.yaml", "masked_cases.yaml", "tag_cases.yaml")
+    for name in ("cases.yaml", "chat_cases.yaml", "embedding_cases.yaml", "masked_cases.yaml", "tag_cases.yaml")
     for kind, cases in yaml.safe_load((HERE / name).read_text(encoding="utf-8")).items()
 }
 OUTSIDE_THE_CATALOGUE = {
@@ -195,6 +196,22 @@ def test_bad_masked_texts_and_new_models(case: dict[str, Any], folder: Path, tin
     lay_out(case, folder)
     write_prose(folder / "prose.txt", 2500)
     arguments = check_arguments(case, "prose.txt", tiny_masked)
+    assert_as_expected(case, refuse(arguments, folder, capsys))
+    assert_fix_works(case, arguments, capsys)
+
+
+@named("embedding")
+def test_bad_pairs(case: dict[str, Any], folder: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(case, folder)
+    for kind in ("pairs", "triplets", "scored_pairs", "labelled_pairs"):
+        lines = rows(kind, 20)
+        (folder / "one_pair.jsonl").write_text(json.dumps(rows("pairs", 20)[0]) + "\n")
+        for number, values in case.get("edit", {}).items() if case["source"] == f"{kind}.jsonl" else ():
+            lines[number - 1].update(values)
+        kept = [{name: value for name, value in line.items() if value is not None} for line in lines]
+        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    arguments = check_arguments({"overrides": [], **case}, "", tiny_bert)
+    arguments[2:2] = ["task.name=embedding", "speed.off=all"]
     assert_as_expected(case, refuse(arguments, folder, capsys))
     assert_fix_works(case, arguments, capsys)
 

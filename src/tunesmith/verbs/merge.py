@@ -14,7 +14,7 @@ from tunesmith.models.load import load_trained, take_generation_config
 from tunesmith.models.save import card_code, write_card
 from tunesmith.registry import METHODS, TASKS
 from tunesmith.runs.progress import Progress
-from tunesmith.verbs.prove import reload_model_in_fresh_process, token_request
+from tunesmith.verbs.prove import reload_model_in_fresh_process, token_request, vector_request
 from tunesmith.verbs.run import Run
 
 if TYPE_CHECKING:
@@ -53,13 +53,16 @@ def merge(run: Run, out: str | Path, *, dtype: str = "fp32", quiet: bool = False
         activity.advance(1)
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as rows_folder:
             encoded = run.encode(held, Path(rows_folder))
-            request = {**token_request(encoded, task, run.spec.task, run.tokenizer), "hidden": True}
+            if task.loader:
+                request = vector_request(encoded, task, run.spec.task)
+            else:
+                request = {**token_request(encoded, task, run.spec.task, run.tokenizer), "hidden": True}
             # both sides in fp32: what is compared is the merge, not how a quantised base rounds
-            code = card_code(task.auto_model, adapters=True, new_tokens=has_new_tokens(run.directory.model))
+            code = task.loader or card_code(task.auto_model, adapters=True, new_tokens=has_new_tokens(run.directory.model))
             _, expected = reload_model_in_fresh_process(run.directory.model, {**request, "code": code})
             activity.advance(1)
-            _, found = reload_model_in_fresh_process(folder, {**request, "code": card_code(task.auto_model)})
-        proof = compare(expected, found, dtype)
+            _, found = reload_model_in_fresh_process(folder, {**request, "code": task.loader or card_code(task.auto_model)})
+        proof = (compare_vectors if task.loader else compare)(expected, found, dtype)
         proof["rows"], proof["num_rows"] = held.split, len(request["ids"])
         (folder / "proof.json").write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")
         activity.advance(1)
@@ -68,7 +71,7 @@ def merge(run: Run, out: str | Path, *, dtype: str = "fp32", quiet: bool = False
             shutil.copyfile(folder / "proof.json", kept)
             raise RunError(
                 "run.proof", "the merged model does not compute what base and adapters compute", where=str(kept),
-                found=f"{'; '.join(proof['problems'])}; {proof['most_different_layer']} differs most",
+                found="; ".join(proof["problems"]),
                 fix="nothing was written; please report this with merge-proof.json",
             )  # fmt: skip
         if out.is_dir():
@@ -99,6 +102,9 @@ def compare(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], d
     drift = (states - others).norm(dim=-1).mean(-1) / states.norm(dim=-1).mean(-1).clamp_min(1e-12)
     growth = drift.diff(prepend=drift.new_zeros(1))
     layer = int(growth.argmax())
+    most_different = "the embeddings" if layer == 0 else f"block {layer - 1}"
+    if problems:
+        problems.append(f"{most_different} differs most")
     return {
         "proven": not problems,
         "what": "the merged model against base and adapters in fp32, both loaded in a fresh process",
@@ -108,8 +114,24 @@ def compare(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], d
         "largest_difference_allowed": allowed,
         "top_1_agreement": agreement,
         "mean_kl_divergence": divergence,
-        "most_different_layer": "the embeddings" if layer == 0 else f"block {layer - 1}",
+        "most_different_layer": most_different,
         "relative_difference_there": float(drift[layer]),
+        "problems": problems,
+    }
+
+
+def compare_vectors(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], dtype: str) -> dict[str, Any]:
+    """The proof: vectors [texts, dimensions] of both."""
+    vectors, other = expected["logits"], found["logits"]
+    difference, allowed = float((vectors - other).abs().max()), TOLERANCES[dtype][0] * float(vectors.abs().max())
+    problems = [] if difference <= allowed else [f"vectors differ by up to {difference:.3g} ({allowed:.3g} allowed)"]
+    return {
+        "proven": not problems,
+        "what": "the merged model against base and adapters in fp32, both loaded in a fresh process",
+        "dtype": dtype,
+        "num_texts": len(vectors),
+        "largest_logit_difference": difference,
+        "largest_difference_allowed": allowed,
         "problems": problems,
     }
 
@@ -123,7 +145,8 @@ def _save(run: Run, model: Any, dtype: str, folder: Path) -> None:
     take_generation_config(model, run.directory.model)
     model.save_pretrained(folder)
     run.tokenizer.save_pretrained(folder)
+    task.finish(run.spec.task, model, run.tokenizer, folder)
     about = {"task": task.summary, "method": f"{METHODS.get(run.spec.method.name).summary}; merged", "weights": dtype}
     name = f"{run.spec.model.name} for {task.name}, merged"
-    card = write_card(name, run.spec.model.name, card_code(task.auto_model), {"What it is": about}, [task.name])
+    card = write_card(name, run.spec.model.name, task.loader or card_code(task.auto_model), {"What it is": about}, [task.name])
     (folder / "README.md").write_text(card, encoding="utf-8")

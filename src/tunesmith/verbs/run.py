@@ -138,7 +138,7 @@ class Run:
         computed for the model that training started from, under `base`.
         Raises InputError when the data is wrong, or is not what the run was trained with.
         """
-        if compare and self._task.prompt is None:
+        if compare and self._task.prompt is None and not self._task.loader:
             problem = "the model that training started from has no head for this task, so there is nothing to compare with"
             raise InputError("usage.argument", problem, found=self._task.name, fix="leave out --compare")
         progress = Progress(quiet)

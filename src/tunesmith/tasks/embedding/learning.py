@@ -67,6 +67,7 @@ def forward(section: EmbeddingSpec, model: Any, inputs: dict[str, torch.Tensor],
     """A vector for each text of each row, [batch, texts, dimensions] in fp32."""
     import torch
     import torch.nn.functional as F  # noqa: N812
+
     is_token, owner = inputs["attention_mask"].bool(), inputs["token_type_ids"]
     num_texts = int(owner.max()) + 1
     lengths = torch.stack([((owner == number) & is_token).sum(1) for number in range(num_texts)], dim=1)
