@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,51 @@ def tokens(prepared: Prepared, tokenizer: Any) -> Plain:
     return Plain(model, rows, score, transformers.DataCollatorForTokenClassification(tokenizer))
 
 
+def vectors(prepared: Prepared, folder: str) -> dict[str, float]:
+    """Embedding as a script of sentence-transformers has it: SentenceTransformerTrainer, its loss with its own defaults, padded batches in
+    random order, the best epoch kept."""
+    import sentence_transformers
+    from sentence_transformers.base.evaluation import BaseEvaluator
+    from sentence_transformers.sentence_transformer import losses
+
+    section: Any = prepared.spec.task
+    train, best = prepared.spec.train, str(prepared.spec.train.metric_for_best_model)
+    names = [name for name in ("text", "pair", "negative") if name in prepared.data.rows["train"].dataset.column_names]
+    kinds = {
+        "multiple_negatives_ranking": losses.MultipleNegativesRankingLoss, "cosine_similarity": losses.CosineSimilarityLoss,
+        "cosent": losses.CoSENTLoss, "angle": losses.AnglELoss, "triplet": losses.TripletLoss, "contrastive": losses.ContrastiveLoss,
+        "online_contrastive": losses.OnlineContrastiveLoss,
+    }  # fmt: skip
+
+    class Evaluator(BaseEvaluator):  # type: ignore[misc]
+        """tunesmith's metrics of what `encode` gives."""
+
+        def __call__(self, model: Any, *arguments: Any, **others: Any) -> dict[str, float]:
+            columns = prepared.data.rows["validation"].dataset[:]
+            found = torch.stack([model.encode(columns[name], convert_to_tensor=True).cpu() for name in names], dim=1)
+            meter = prepared.task.meter(section)
+            labels = torch.tensor(prepared.encoded["validation"].dataset["labels"][:])
+            meter.update(found, labels, SimpleNamespace(sources=lambda: columns))
+            return dict(meter.compute(intervals=False)["metrics"])
+
+    rows = prepared.data.rows["train"].dataset.select_columns(names)
+    if section.score_range != "none" or section.examples == "labelled_pairs":
+        rows = rows.add_column("label", prepared.encoded["train"].dataset["labels"][:])
+    model = sentence_transformers.SentenceTransformer(str(prepared.files.path), device="cpu")
+    arguments = sentence_transformers.SentenceTransformerTrainingArguments(
+        output_dir=folder, num_train_epochs=float(train.epochs), max_steps=train.max_steps if train.max_steps != "none" else -1,
+        per_device_train_batch_size=train.batch_size, learning_rate=float(train.learning_rate), lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=train.warmup_steps, weight_decay=train.weight_decay, seed=train.seed, eval_strategy="epoch", save_strategy="epoch",
+        load_best_model_at_end=True, metric_for_best_model=best, greater_is_better=True, save_total_limit=1, bf16=train.precision == "bf16",
+        use_cpu=True, disable_tqdm=True, batch_sampler="no_duplicates" if section.no_duplicates else "batch_sampler",
+    )  # fmt: skip
+    trainer = sentence_transformers.SentenceTransformerTrainer(
+        model, arguments, train_dataset=rows, loss=kinds[str(section.loss)](model), evaluator=Evaluator()
+    )
+    trainer.train()
+    return Evaluator()(model)
+
+
 PLAIN: dict[str, Callable[[Prepared, Any], Plain]] = {"text_classification": texts, "token_classification": tokens}
 
 
@@ -108,6 +154,8 @@ def train_plain(prepared: Prepared, folder: str) -> dict[str, float]:
     """Fine-tunes with transformers alone on the prepared rows; returns validation metrics."""
     train = prepared.spec.train
     transformers.set_seed(train.seed)
+    if prepared.task.name == "embedding":
+        return vectors(prepared, folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.files.path)
     plain = PLAIN[prepared.task.name](prepared, tokenizer)
     arguments = transformers.TrainingArguments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -49,7 +50,7 @@ class InPlannedOrder(torch.utils.data.Sampler[int]):
         return len(self.plan.lengths)
 
     def __iter__(self) -> Any:
-        order = self.plan.order(self.epoch)
+        order = np.concatenate(self.plan.drawn(self.epoch))
         self.epoch += 1
         return iter(order.tolist())
 

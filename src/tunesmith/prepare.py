@@ -14,7 +14,7 @@ from tunesmith.data.cache import key_of
 from tunesmith.data.encode import Encoded, encode_rows
 from tunesmith.data.findings import Findings
 from tunesmith.data.lint import label_hashes, lint_contradictions, lint_labels, lint_leaks, num_duplicates, text_hashes
-from tunesmith.data.plan import BatchPlan
+from tunesmith.data.plan import BatchPlan, draw_apart, num_sharing
 from tunesmith.data.rows import Opened, RowFacts, Rows, data_fingerprint, decide_columns, open_sources, read_split, row_facts
 from tunesmith.data.split import share_of, split_rows
 from tunesmith.errors import InputError
@@ -223,6 +223,8 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
         _check_packing(model)
     accelerations, decisions = choose(speed_facts(model, resolved.spec, encoded["train"]), resolved.spec.speed.off)
     resolved = resolved.decide(decisions)
+    apart, decisions = _texts_apart(encoded["train"], task, resolved.spec)
+    resolved = resolved.decide(decisions)
     plan = BatchPlan(
         encoded["train"].lengths,
         rows_per_step(resolved.spec),
@@ -231,6 +233,7 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
         world_size,
         train.pack,
         "end_to_end" in accelerations,
+        apart,
     )
     return Prepared(data, resolved, files, tokenizer, model, code, encoded, plan, accelerations)
 
@@ -257,6 +260,22 @@ def speed_facts(model: PreTrainedModel, spec: RunSpec, train: Encoded | None = N
     if train is not None and METHODS.get(spec.method.name).engine == "trainer":
         facts.training, facts.token_ids = True, lambda: train.token_ids
     return facts
+
+
+def _texts_apart(train: Encoded, task: Task, spec: RunSpec) -> tuple[np.ndarray | None, list[Decision]]:
+    """Keys [examples, texts] of what no two rows of a step should share, where the task wants that, and how often it happens."""
+    if task.apart is None:
+        return None, []
+    texts = [[[hash(text) for text in row] for row in task.apart(spec.task, batch)] for _, batch in train.rows.batches()]
+    if not any(texts):
+        return None, []
+    keys = np.concatenate([np.asarray(batch) for batch in texts])[train.row]
+    size = rows_per_step(spec)
+    order = BatchPlan(train.lengths, size, 1, spec.train.seed).order(0)
+    before = num_sharing([order[start : start + size] for start in range(0, len(order), size)], keys)
+    left = num_sharing(draw_apart(order, keys, size), keys) if before else 0
+    because = f"of the first epoch; {before:,} in steps as they are drawn, where a positive would be another row's negative"
+    return keys if before else None, [Decision("rows that share a text with another of their step", left, because)]
 
 
 def _check_causal(loaded: LoadedModel, files: ModelFiles) -> None:

@@ -146,6 +146,9 @@ class Task:
     """(section) -> how a step is computed whose loss compares its examples with each other, where `forward` gives a tensor [examples, ...]:
     the outputs of all micro-batches in `one_graph`, or twice, first without gradients (`gradient_cache`, Gao et al. 2021); None where
     the loss is a sum over examples, and each micro-batch has its own."""
+    apart: Callable[[Any, dict[str, list[Any]]], list[list[str]]] | None = None
+    """(section, batch of canonical rows) -> the texts of each row that no other row of its step should have, as many of each, where a step
+    compares its rows; an empty list where they may."""
     loader: str = ""
     """Python that loads a saved model from `folder` as a `model` with `encode(texts)`; empty where `auto_model` of transformers does."""
     finish: Callable[[Any, PreTrainedModel, PreTrainedTokenizerBase, Path], None] = lambda section, model, tokenizer, folder: None

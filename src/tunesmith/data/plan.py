@@ -30,6 +30,8 @@ class BatchPlan:
     """Whether the rows of a micro-batch lie end to end, so that nothing is padded."""
     end_to_end: bool = False
     """Whether the model lays the tokens of a padded micro-batch end to end, so that padding costs next to nothing."""
+    apart: np.ndarray | None = None
+    """Keys of each row, [rows, keys]: rows that share one are drawn into different steps, as far as that can be; None: as they come."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,6 +45,8 @@ class BatchPlan:
     def drawn(self, epoch: int) -> list[np.ndarray]:
         """The rows of each step of an epoch, over all processes."""
         order = self.order(epoch)
+        if self.apart is not None:
+            return draw_apart(order, self.apart, self.rows_per_step)
         return [order[start : start + self.rows_per_step] for start in range(0, len(order), self.rows_per_step)]
 
     def batches(self, epoch: int, rank: int = 0) -> list[Step]:
@@ -58,6 +62,46 @@ class BatchPlan:
         """Tokens that the model computes for a micro-batch, padding among them."""
         lengths = self.lengths[part]
         return int(lengths.sum()) if self.pack or self.end_to_end else len(part) * int(lengths.max())
+
+
+def draw_apart(order: np.ndarray, keys: np.ndarray, rows_per_step: int) -> list[np.ndarray]:
+    """Rows in this order, so many a step; one that shares a key with a row of the step waits for a later step, and for the last ones there
+    may be no step left without.
+
+    keys is [rows, keys].
+    """
+    waiting = order.tolist()
+    steps = []
+    while waiting:
+        step: list[int] = []
+        seen: set[int] = set()
+        left: list[int] = []
+        for place, row in enumerate(waiting):
+            if len(step) == rows_per_step:
+                left += waiting[place:]
+                break
+            own = keys[row].tolist()
+            if seen.isdisjoint(own):
+                step.append(row)
+                seen.update(own)
+            else:
+                left.append(row)
+        room = min(rows_per_step - len(step), len(left))
+        steps.append(np.asarray(step + left[:room], dtype=order.dtype))
+        waiting = left[room:]
+    return steps
+
+
+def num_sharing(steps: Sequence[np.ndarray], keys: np.ndarray) -> int:
+    """Rows that share a key with an earlier row of their step."""
+    count = 0
+    for step in steps:
+        seen: set[int] = set()
+        for row in step:
+            own = keys[row].tolist()
+            count += not seen.isdisjoint(own)
+            seen.update(own)
+    return count
 
 
 def cut_by_length(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.plan import BatchPlan, cut_by_length, cut_evenly
+from tunesmith.data.plan import BatchPlan, cut_by_length, cut_evenly, draw_apart, num_sharing
 
 lengths_of = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 
@@ -49,6 +49,25 @@ def test_ranks_partition_each_step(lengths: list[int], rows_per_step: int, world
     for number, drawn in enumerate(plan.drawn(epoch)):
         together = [row for steps in by_rank for row in flat([steps[number]])]
         assert sorted(together) == sorted(drawn.tolist())
+
+
+@given(st.integers(1, 90), st.integers(1, 12), st.integers(1, 40), st.integers(0, 5))
+@settings(max_examples=100, deadline=None)
+def test_rows_that_share_a_key_are_drawn_apart(num_rows: int, rows_per_step: int, num_keys: int, epoch: int) -> None:
+    keys = np.random.default_rng(num_rows).integers(num_keys, size=(num_rows, 1))
+    plan = BatchPlan(np.ones(num_rows, dtype=np.int32), rows_per_step, 512, 0, apart=keys)
+    drawn = plan.drawn(epoch)
+    assert sorted(np.concatenate(drawn)) == list(range(num_rows))
+    assert [len(step) for step in drawn] == [len(step) for step in BatchPlan(plan.lengths, rows_per_step, 512, 0).drawn(epoch)]
+    assert num_sharing(drawn, keys) <= num_sharing(BatchPlan(plan.lengths, rows_per_step, 512, 0).drawn(epoch), keys)
+    if num_keys == 1:
+        assert num_sharing(drawn, keys) == num_rows - len(drawn)
+
+
+def test_a_row_that_waits_comes_first_in_the_next_step() -> None:
+    keys = np.asarray([[0, 1], [1, 2], [3, 4], [5, 6], [0, 7]])
+    assert [step.tolist() for step in draw_apart(np.arange(5), keys, 2)] == [[0, 2], [1, 3], [4]]
+    assert num_sharing([np.arange(5)], keys) == 2
 
 
 @given(lengths_of, st.integers(0, 1000), st.integers(0, 9))

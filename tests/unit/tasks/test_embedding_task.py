@@ -32,6 +32,7 @@ DECIDED = {
     "distance": "none",
     "margin": "none",
     "score_range": "none",
+    "no_duplicates": True,
 }
 SETTLED = {**DECIDED, "pooling": "mean", "normalize": False, "max_length": 64}
 
@@ -51,10 +52,10 @@ def decided(columns: str, labels: list[Any] = [], **settings: Any) -> dict[str, 
     [
         ("text pair", [], DECIDED),
         ("text pair negative", [], {**DECIDED, "examples": "triplets"}),
-        ("text pair label", [0.5, 4], {**DECIDED, "examples": "scored_pairs", "loss": "cosent", "score_range": [0.0, 4.0]}),
-        ("text pair label", [0.5, -1], {**DECIDED, "examples": "scored_pairs", "loss": "cosent", "score_range": [-1.0, 1.0]}),
-        ("text pair label", [0.5, 0], {**DECIDED, "examples": "scored_pairs", "loss": "cosent", "score_range": [0.0, 1.0]}),
-        ("text pair label", [1, 0, "1.0"], {**DECIDED, "examples": "labelled_pairs", "loss": "contrastive", "scale": "none", "distance": "cosine", "margin": 0.5}),
+        ("text pair label", [0.5, 4], {**DECIDED, "examples": "scored_pairs", "loss": "cosent", "no_duplicates": False, "score_range": [0.0, 4.0]}),
+        ("text pair label", [0.5, -1], {**DECIDED, "examples": "scored_pairs", "loss": "cosent", "no_duplicates": False, "score_range": [-1.0, 1.0]}),
+        ("text pair label", [0.5, 0], {**DECIDED, "examples": "scored_pairs", "loss": "cosent", "no_duplicates": False, "score_range": [0.0, 1.0]}),
+        ("text pair label", [1, 0, "1.0"], {**DECIDED, "examples": "labelled_pairs", "loss": "contrastive", "no_duplicates": False, "scale": "none", "distance": "cosine", "margin": 0.5}),
     ],
 )  # fmt: skip
 def test_examples_and_loss_are_seen_from_the_columns(columns: str, labels: list[Any], expected: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from tunesmith.tasks.embedding.learning import (
     outputs,
     whole_step,
 )
-from tunesmith.tasks.embedding.rows import CANONICAL, INPUT, PAIR, ROLES, TEXT, lint, read, read_input, recognise, stratify
+from tunesmith.tasks.embedding.rows import CANONICAL, INPUT, PAIR, ROLES, TEXT, apart, lint, read, read_input, recognise, stratify
 from tunesmith.tasks.embedding.section import EmbeddingSpec
 
 
@@ -52,6 +52,7 @@ EMBEDDING = Task(
     loss=loss,
     loss_weight=loss_weight,
     whole_step=whole_step,
+    apart=apart,
     meter=meter,
     metrics=metrics,
     outputs=outputs,

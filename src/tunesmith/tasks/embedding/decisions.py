@@ -65,6 +65,8 @@ def decide(section: EmbeddingSpec, facts: Any) -> list[Decision]:
         margin if "margin" in has else "none",
         f"usual with distance {section.distance}" if "margin" in has else f"{loss} has none",
     )
+    ranks = loss == "multiple_negatives_ranking"
+    take("no_duplicates", ranks, "other rows' positives are negatives" if ranks else f"{loss} takes no other row for a negative")
     take("score_range", *_see_range(section, scores))
     if LOSSES[loss].compares_rows and not section.gradient_cache:
         because = f"{loss} compares its rows, so their activations are held together; task.gradient_cache=true holds one micro-batch"
@@ -125,6 +127,9 @@ def _check_settings(section: EmbeddingSpec) -> None:
     if isinstance(section.score_range, list) and section.examples != SCORED:
         found = f"score_range: {section.score_range}"
         problems.append(Problem("spec.no_effect", f"{section.examples} have no scores", "task.score_range", found, "leave it out"))
+    if section.no_duplicates is True and section.loss != "multiple_negatives_ranking":
+        problem = f"{section.loss} takes no other row for a negative"
+        problems.append(Problem("spec.no_effect", problem, "task.no_duplicates", "no_duplicates: true", "leave it out"))
     if section.gradient_cache and not loss.compares_rows:
         problem = f"{section.loss} is a sum over rows: each micro-batch is computed alone as it is"
         problems.append(Problem("spec.no_effect", problem, "task.gradient_cache", "gradient_cache: true", "leave it out"))

@@ -91,6 +91,13 @@ def _lint_score(section: EmbeddingSpec, cell: Sequence[str], texts: list[str]) -
     return None
 
 
+def apart(section: EmbeddingSpec, batch: dict[str, list[Any]]) -> list[list[str]]:
+    """All texts of a row, where another row of its step must not have any of them."""
+    if not section.no_duplicates:
+        return []
+    return [list(texts) for texts in zip(*(batch[name] for name in TEXTS if name in batch), strict=True)]
+
+
 def stratify(section: EmbeddingSpec, cells: Sequence[Sequence[str]]) -> tuple[list[str], bool]:
     """A stratum for each row: its label, or a tenth of the range of scores; neither need be on both sides of a split."""
     if not isinstance(section.score_range, list):

@@ -40,6 +40,9 @@ class EmbeddingSpec(NamedSection):
     """Sizes to which vectors may be cut (Kusupati et al. 2022): the loss is the sum over these."""
     gradient_cache: bool = False
     """Where a loss compares the rows of a step, compute each micro-batch twice and hold only one in memory; gradients are the same."""
+    no_duplicates: bool | Auto = "auto"
+    """Whether rows that share a text are kept out of one step, as far as that can be, where other rows are negatives
+    (`multiple_negatives_ranking`); `auto` is yes there."""
     pooling: Literal["mean", "cls", "max", "lasttoken"] | Auto = "auto"
     """What of the hidden states is the vector; `auto` is what the model's folder says, else the last token of a causal language model
     and the mean of others."""
