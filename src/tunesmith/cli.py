@@ -71,6 +71,7 @@ def _add_uses(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("evaluate", _evaluate, "evaluate a run's model")
     command.add_argument("run", metavar="RUN")
     command.add_argument("--data", metavar="FILE", help="a labelled file (default: the run's test set, else its validation set)")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="settings of writing, e.g. task.generation.num_beams=4")
     command.add_argument("--compare", action="store_true", help="evaluate the model that training started from as well")
     _add_json(command)
 
@@ -271,7 +272,7 @@ def _evaluate(arguments: Arguments) -> None:
     from tunesmith.verbs.show import confusion_lines, metric_lines, sample_lines
 
     run = open_run(arguments.run)
-    result = run.evaluate(arguments.data, compare=arguments.compare)
+    result = run.evaluate(arguments.data, overrides=arguments.overrides, compare=arguments.compare)
     if arguments.json:
         _print_json({**result, "train_seconds": run.train_seconds, "run": str(run.path)})
         return

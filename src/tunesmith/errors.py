@@ -35,6 +35,7 @@ CODES: dict[str, str] = {
     "data.unreadable_file": "A file is not what its name says, or is damaged.",
     "data.format": "The format of a file cannot be recognised.",
     "data.encoding": "A line is not valid in the file's encoding.",
+    "data.line_count": "Two parallel files have not as many lines.",
     "data.unreadable_line": "A line cannot be parsed.",
     "data.field_count": "A line has more or fewer fields than the others.",
     "data.missing_column": "A column named in the spec, or needed by the task, is not in the file.",

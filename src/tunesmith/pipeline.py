@@ -202,6 +202,8 @@ def save_and_prove(prepared: Prepared, directory: RunDirectory) -> None:
 
 def evaluate_splits(job: Job, prepared: Prepared, directory: RunDirectory, progress: Progress) -> dict[str, Any]:
     """Evaluates on validation and test rows, and writes eval/SPLIT.json."""
+    from tunesmith.verbs.answers import with_answers
+
     results: dict[str, Any] = {}
     tuned: dict[str, Any] = {}
     for split in ("validation", "test"):
@@ -210,6 +212,10 @@ def evaluate_splits(job: Job, prepared: Prepared, directory: RunDirectory, progr
         encoded = prepared.encoded[split]
         with progress.activity(f"evaluating on {split}", len(encoded)) as activity:
             results[split] = job.scorer.evaluate(encoded, tuned, advance=activity.advance)
+        if job.task.writes_target:
+            results[split] = with_answers(
+                results[split], encoded, job.task, prepared.spec.task, job.model, job.tokenizer, str(job.spec.train.precision), progress
+            )
         if "thresholds" in results[split] and not tuned:
             tuned = {"thresholds": results[split]["thresholds"]}
             directory.write_json("model/thresholds.json", tuned)

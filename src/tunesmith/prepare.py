@@ -24,7 +24,17 @@ from tunesmith.models.load import LoadedModel, load_config, load_model, load_tok
 from tunesmith.models.new_model import make_model
 from tunesmith.models.save import card_code
 from tunesmith.registry import METHODS, TASKS, Decision, Method, Task
-from tunesmith.resolve import Resolved, check_training, decide_block_length, decide_max_length, decide_training, rows_per_step, total_steps
+from tunesmith.resolve import (
+    Resolved,
+    check_lengths,
+    check_training,
+    decide_block_length,
+    decide_lengths_of_both,
+    decide_max_length,
+    decide_training,
+    rows_per_step,
+    total_steps,
+)
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.spec import NewModelSpec, RunSpec
 from tunesmith.speed.choose import accelerated, choose
@@ -104,11 +114,13 @@ def prepare_data(spec: RunSpec, rejected: Path | None = None) -> PreparedData:
     opened = open_sources(spec.data, task.running_text)
     columns, decisions = decide_columns(opened, spec.data, task.roles)
     resolved = Resolved(spec).decide([*opened.decisions, *decisions, Decision("data.columns", columns, "the columns read")])
+    resolved = resolved.decide(task.decide_reading(spec.task, opened, columns))
+    section = resolved.spec.task
     findings = Findings(spec.data.on_bad_row == "skip", rejected)
     work = tempfile.TemporaryDirectory(prefix="tunesmith-")
     try:
         rows = {
-            split: read_split(split, origins, columns, task, spec.task, Path(work.name), findings)
+            split: read_split(split, origins, columns, task, section, Path(work.name), findings)
             for split, origins in opened.origins.items()
         }
         left_out: dict[str, Any] = getattr(spec.task, "leave_out", {})
@@ -170,6 +182,7 @@ def _check_rows(
         decided = resolved.decide(task.decide(spec.task, facts))
         for split in rows:
             rows[split] = rows[split].select(np.flatnonzero(lint_labels(rows[split], task, decided.spec.task, findings)))
+    decided = decided.decide(task.remarks(decided.spec.task, rows["train"]))
     ordered: dict[str, Rows] = {split: rows[split] for split in ("train", "validation", "test") if split in rows}
     return PreparedData(decided, task, opened, columns, facts, ordered, findings, work, duplicates)
 
@@ -209,6 +222,7 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     loaded.new_token_ids = tuple(range(known, len(tokenizer)))
     code = task.loader or card_code(task.auto_model, method.merge is not None, bool(loaded.new_token_ids), method.quantization(spec.method))
     resolved = _decide_length(resolved, task, data.rows["train"], tokenizer, longest_input(tokenizer, loaded.model))
+    task.settle(resolved.spec.task, tokenizer, loaded.model)
     encoded = {split: _encode(rows, task, resolved.spec, tokenizer, data, use_cache) for split, rows in data.rows.items()}
     data.findings.close()
     data.findings.raise_if_any()
@@ -226,7 +240,7 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     apart, decisions = _texts_apart(encoded["train"], task, resolved.spec)
     resolved = resolved.decide(decisions)
     plan = BatchPlan(
-        encoded["train"].lengths,
+        encoded["train"].sizes,
         rows_per_step(resolved.spec),
         int(train.max_tokens_per_micro_batch),
         train.seed,
@@ -303,15 +317,12 @@ def _check_packing(model: PreTrainedModel) -> None:
 
 def _decide_length(resolved: Resolved, task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int) -> Resolved:
     section: Any = resolved.spec.task
+    check_lengths(section, limit)
+    if task.writes_target:
+        columns = task.encode(section, _sample(rows), tokenizer, NO_CUT)
+        sources, targets = (np.asarray(columns[name]) for name in ("full_length", "full_label_length"))
+        return resolved.decide(decide_lengths_of_both(section, sources, targets, limit))
     if section.max_length != "auto":
-        if section.max_length > limit:
-            raise InputError(
-                "spec.value",
-                "task.max_length is more than the model reads",
-                where="task.max_length",
-                found=str(section.max_length),
-                fix=f"at most {limit}, or auto",
-            )
         return resolved
     if task.regroup is not None:
         return resolved.decide([decide_block_length(limit)])
@@ -319,17 +330,21 @@ def _decide_length(resolved: Resolved, task: Task, rows: Rows, tokenizer: PreTra
         return resolved.decide(
             [Decision("task.max_length", limit, "the model's limit: nothing need be cut, and unused length costs nothing")]
         )
-    every = max(len(rows) // LENGTH_SAMPLE, 1)
-    sample = rows.dataset[range(0, len(rows), every)]
-    lengths = task.encode(section, sample, tokenizer, NO_CUT)["full_length"]
+    lengths = task.encode(section, _sample(rows), tokenizer, NO_CUT)["full_length"]
     return resolved.decide([decide_max_length(np.asarray(lengths), limit)])
+
+
+def _sample(rows: Rows) -> dict[str, list[Any]]:
+    """Rows of which lengths are taken, evenly spread."""
+    sample: dict[str, list[Any]] = rows.dataset[range(0, len(rows), max(len(rows) // LENGTH_SAMPLE, 1))]
+    return sample
 
 
 def _encode(rows: Rows, task: Task, spec: RunSpec, tokenizer: PreTrainedTokenizerBase, data: PreparedData, use_cache: bool) -> Encoded:
     section: Any = spec.task
     files = np.asarray(rows.dataset["file"]).tobytes() if task.regroup else b""  # where a document ends
     row_key = key_of(text_hashes(rows).tobytes(), label_hashes(rows).tobytes(), files).encode()
-    encoded = encode_rows(rows, row_key, task, section, tokenizer, section.max_length, Path(data.work.name), use_cache)
+    encoded = encode_rows(rows, row_key, task, section, tokenizer, task.longest(section), Path(data.work.name), use_cache)
     for row, fault in encoded.faults:
         data.findings.add_fault(fault, rows.place(row), rows.dataset[row])
     if not len(encoded) and not data.findings.counts:

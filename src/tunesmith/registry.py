@@ -124,9 +124,12 @@ class Task:
     `{"messages": [...]}`; None when nothing is."""
     read_input: Callable[[Any, dict[str, str], dict[str, Any]], Iterable[dict[str, Any] | Fault]] | None = None
     """`read` for prediction, where rows need no answer; None where leaving out the label's column is enough."""
-    prompt: Callable[[Any, dict[str, list[Any]], PreTrainedTokenizerBase], list[tuple[list[int], str | None]]] | None = None
-    """(section, batch of canonical rows, tokenizer) -> (ids to go on from, the text that ought to follow if the row has it); for tasks
-    that generate."""
+    prompt: Callable[[Any, dict[str, list[Any]], PreTrainedTokenizerBase], list[tuple[list[int], Any]]] | None = None
+    """(section, batch of canonical rows, tokenizer) -> (ids to go on from or to answer, the text that ought to be written, or a list of
+    such texts, if the row has it); for tasks that generate."""
+    answered: Callable[[Any, dict[str, Any], Any], dict[str, Any]] | None = None
+    """(section, canonical row, what was written: `text`, `num_tokens`, `finished`, `score`) -> the row's prediction; None: that of a
+    conversation or a text."""
     to_text: Callable[[Any, PreTrainedTokenizerBase, str, dict[str, Any]], dict[str, Any]] | None = None
     """(section, tokenizer, text of the row, its prediction) -> the prediction with token ids as text."""
     for_prediction: Mapping[str, Any] = field(default_factory=dict)
@@ -153,6 +156,21 @@ class Task:
     """Python that loads a saved model from `folder` as a `model` with `encode(texts)`; empty where `auto_model` of transformers does."""
     finish: Callable[[Any, PreTrainedModel, PreTrainedTokenizerBase, Path], None] = lambda section, model, tokenizer, folder: None
     """(section, model, tokenizer, folder of the saved model) writes what `loader` needs beside the files of transformers."""
+    writes_target: bool = False
+    """Whether labels are the tokens of a text of their own, which a decoder writes while it reads input_ids: then `encode` gives
+    full_label_length as well, and the section has `max_source_length` and `max_target_length` in the place of `max_length`."""
+    decide_reading: Callable[[Any, Any, dict[str, str]], list[Decision]] = lambda section, opened, columns: []
+    """(section, preview of the data, column of each role) -> what must be decided before rows are read."""
+    remarks: Callable[[Any, Any], list[Decision]] = lambda section, rows: []
+    """(section, checked training rows, `data.rows.Rows`) -> what is odd about them, though nothing is wrong; shown."""
+    tokenizer_columns: tuple[str, ...] = ()
+    """Columns, of texts or lists of texts, that a new model's tokenizer is trained on; empty: every canonical `text`."""
+    settle: Callable[[Any, PreTrainedTokenizerBase, PreTrainedModel], None] = lambda section, tokenizer, model: None
+    """(section, tokenizer, model) -> tells the model, once all is decided, what it is to keep when it is saved, such as how it writes."""
+
+    def longest(self, section: Any) -> Any:
+        """The section's most tokens of input_ids, or `auto`."""
+        return getattr(section, "max_source_length" if self.writes_target else "max_length")
 
 
 @dataclass(frozen=True)
@@ -252,6 +270,7 @@ TASKS: Registry[Task] = Registry(
         "chat": "tunesmith.tasks.chat:CHAT",
         "embedding": "tunesmith.tasks.embedding:EMBEDDING",
         "token_classification": "tunesmith.tasks.token_classification:TOKEN_CLASSIFICATION",
+        "seq2seq": "tunesmith.tasks.seq2seq:SEQ2SEQ",
         "text_classification": "tunesmith.tasks.text_classification:TEXT_CLASSIFICATION",
         "causal_lm": "tunesmith.tasks.causal_lm:CAUSAL_LM",
         "masked_lm": "tunesmith.tasks.masked_lm:MASKED_LM",

@@ -17,6 +17,9 @@ from tunesmith.spec import RunSpec, Section, TrainSpec
 
 SHORT_TOKENS = 512
 LONG_QUANTILE = 0.99
+LENGTHS = ("max_length", "max_source_length", "max_target_length")
+"""Settings of tasks that say the most tokens of a text."""
+FEWEST_NEW_TOKENS = 8
 TOKENS_PER_MICRO_BATCH = 2048
 LOGS_PER_RUN = 50
 FEWEST_SPEEDUP = 1.2
@@ -80,16 +83,47 @@ def autos(section: Section, prefix: str = "") -> list[str]:
     return found
 
 
-def decide_max_length(sample: np.ndarray, limit: int) -> Decision:
-    """`task.max_length` from the lengths [rows] of a sample of texts, in tokens, and the most the model reads."""
+def check_lengths(section: Any, limit: int) -> None:
+    """Refuses lengths of a task's section that are more than the model reads.
+
+    Raises InputError with all of them.
+    """
+    said: dict[str, Any] = {name: getattr(section, name, "auto") for name in LENGTHS}
+    fix = f"at most {limit}, or auto"
+    problems = [
+        Problem("spec.value", f"task.{name} is more than the model reads", f"task.{name}", str(value), fix)
+        for name, value in said.items()
+        if value != "auto" and value > limit
+    ]
+    if problems:
+        raise InputError.from_problems(problems)
+
+
+def decide_lengths_of_both(section: Any, sources: np.ndarray, targets: np.ndarray, limit: int) -> list[Decision]:
+    """The longest source, target and answer, from the lengths [rows] of a sample of both, in tokens, and the most the model reads."""
+    decisions = [
+        decide_max_length(lengths, limit, f"task.{name}")
+        for name, lengths in (("max_source_length", sources), ("max_target_length", targets))
+        if getattr(section, name) == "auto"
+    ]
+    if section.generation.max_new_tokens == "auto":
+        longest = int(targets.max())
+        most = min(max(longest + longest // 2, section.generation.min_new_tokens, FEWEST_NEW_TOKENS), limit - 1)
+        because = f"half as many again as the longest of {len(targets):,} sampled targets ({longest})"
+        decisions.append(Decision("task.generation.max_new_tokens", most, because))
+    return decisions
+
+
+def decide_max_length(sample: np.ndarray, limit: int, field: str = "task.max_length") -> Decision:
+    """The most tokens of a text from the lengths [rows] of a sample, and the most the model reads."""
     longest, short, rows = int(sample.max()), min(limit, SHORT_TOKENS), f"{len(sample):,} sampled rows"
     if longest <= short:
         whose = "the model's limit; " if short == limit else ""
-        return Decision("task.max_length", short, f"{whose}the longest of {rows} has {longest} tokens, and unused length costs nothing")
+        return Decision(field, short, f"{whose}the longest of {rows} has {longest} tokens, and unused length costs nothing")
     wanted = max(-(-int(np.quantile(sample, LONG_QUANTILE)) // 64) * 64, short)
     if wanted >= limit:
-        return Decision("task.max_length", limit, f"the model's limit; {(sample > limit).mean():.1%} of {rows} are longer")
-    return Decision("task.max_length", wanted, f"holds {(sample <= wanted).mean():.1%} of {rows} whole; the longest has {longest} tokens")
+        return Decision(field, limit, f"the model's limit; {(sample > limit).mean():.1%} of {rows} are longer")
+    return Decision(field, wanted, f"holds {(sample <= wanted).mean():.1%} of {rows} whole; the longest has {longest} tokens")
 
 
 def decide_block_length(limit: int) -> Decision:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, create_model
 
 from tunesmith.errors import CODES
 from tunesmith.registry import METHODS, TASKS, Decision
-from tunesmith.spec import DataSpec, GenerationSpec, ModelSpec, NewModelSpec, RunSpec, SpeedSpec, TokenizerSpec, TrainSpec
+from tunesmith.spec import BeamSearchSpec, DataSpec, GenerationSpec, ModelSpec, NewModelSpec, RunSpec, SpeedSpec, TokenizerSpec, TrainSpec
 from tunesmith.spec_file import dump_values
 
 SHOWN_IN_INIT = {
@@ -102,7 +102,7 @@ def spec_reference() -> str:
     lines += _table("model.tokenizer", TokenizerSpec) + _table("train", TrainSpec) + _table("speed", SpeedSpec)
     for task in TASKS:
         lines += _table(f"task: {task.name}", task.spec)
-    lines += _table("task.generation", GenerationSpec)
+    lines += _table("task.generation", GenerationSpec) + _table("task.generation of seq2seq", BeamSearchSpec)
     for method in METHODS:
         lines += _table(f"method: {method.name}", method.spec)
     return "\n".join(lines)

@@ -78,7 +78,7 @@ class NewModelSpec(Section):
     """A new model, its weights drawn at random from `train.seed`, and its tokenizer trained on the training rows."""
 
     new: str
-    """The family: bert, distilbert, roberta, modernbert, electra, gpt2 or llama."""
+    """The family: bert, distilbert, roberta, modernbert, electra, gpt2, llama, t5 or bart."""
     size: Literal["tiny", "mini", "small", "medium", "base"] = "tiny"
     """Layers x hidden size: tiny 2 x 128, mini 4 x 256, small 4 x 512, medium 8 x 512, base 12 x 768; a head is 64 wide."""
     tokenizer: TokenizerSpec = Field(default_factory=TokenizerSpec)
@@ -106,9 +106,10 @@ class DataSpec(Section):
     """The folder that relative paths start from; itself relative to the folder of the spec."""
     columns: dict[str, str] | Auto = "auto"
     """Which column plays which role, e.g. `{text: review, label: stars}`. Columns without a header are column_1, column_2, ..."""
-    format: Literal["auto", "jsonl", "json", "csv", "lines", "text", "label_first", "conll", "parquet", "arrow"] = "auto"
+    format: Literal["auto", "jsonl", "json", "csv", "lines", "text", "label_first", "conll", "parquet", "arrow", "parallel"] = "auto"
     """`csv` is any delimited text; `lines` one text a line; `text` running text; `label_first` a label, a space, the text;
-    `conll` one word a line in columns, a blank line between sentences, or CoNLL-U."""
+    `conll` one word a line in columns, a blank line between sentences, or CoNLL-U; `parallel` two files of as many lines, each line of
+    the second what becomes of that of the first, as two files that differ in a language are (`[train.en, train.de]`)."""
     delimiter: str = "auto"
     """The character between fields of delimited text, e.g. `","` or `"\\t"`."""
     header: Auto | bool = "auto"
@@ -232,6 +233,35 @@ class GenerationSpec(Section):
         idle = [name for name in drawing if getattr(self, name) != type(self).model_fields[name].default]
         if idle and not self.do_sample:
             raise ValueError(f"{', '.join(idle)} would have no effect without do_sample: true")
+        return self
+
+
+class BeamSearchSpec(Section):
+    """How an encoder-decoder writes; names and meanings are those of transformers' GenerationConfig."""
+
+    max_new_tokens: PositiveInt | Auto = "auto"
+    """Tokens after which an answer is stopped; `auto` is half as many again as the longest target of a sample of the training rows."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens before which no answer ends."""
+    num_beams: PositiveInt = 1
+    """Answers that are followed at a time, of which the best is given; 1 takes the likeliest token each time."""
+    length_penalty: float = 1.0
+    """The sum of log-probabilities is divided by the length to this power: above 0 longer answers win more often; needs `num_beams`."""
+    early_stopping: bool | Literal["never"] = False
+    """Whether the search ends with the first `num_beams` answers (`true`), when a better one is unlikely (`false`), or impossible
+    (`never`); needs `num_beams`."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
+    """No so many tokens in a row are written twice; 0 allows it."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1 makes tokens that were written before less likely."""
+
+    @model_validator(mode="after")
+    def _searches(self) -> BeamSearchSpec:
+        idle = [name for name in ("length_penalty", "early_stopping") if getattr(self, name) != type(self).model_fields[name].default]
+        if idle and self.num_beams == 1:
+            raise ValueError(f"{', '.join(idle)} would have no effect without num_beams")
+        if self.max_new_tokens != "auto" and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError("min_new_tokens should be at most max_new_tokens")
         return self
 
 

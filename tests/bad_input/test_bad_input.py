@@ -1,4 +1,4 @@
-"""Every bad input of the catalogue (cases.yaml, chat_cases.yaml, embedding_cases.yaml, masked_cases.yaml, tag_cases.yaml) is refused with its code, its place and a fix that works, and nothing is written."""
+"""Every bad input of the catalogue (the *cases.yaml beside this file) is refused with its code, its place and a fix that works, and nothing is written."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ import tiny_models
 from bad_input.odd_files import BUILT, build
 from tiny_conversations import write_prose
 from tiny_pairs import rows
+from tiny_translations import save_tiny_encoder_decoder, write_pairs
 from tunesmith.cli import main
 from tunesmith.errors import CODES
 
 HERE = Path(__file__).parent
 CATALOGUE: dict[str, list[dict[str, Any]]] = {
     kind: cases
-    for name in ("cases.yaml", "chat_cases.yaml", "embedding_cases.yaml", "masked_cases.yaml", "tag_cases.yaml")
+    for name in ("cases.yaml", "chat_cases.yaml", "embedding_cases.yaml", "masked_cases.yaml", "tag_cases.yaml", "translation_cases.yaml")
     for kind, cases in yaml.safe_load((HERE / name).read_text(encoding="utf-8")).items()
 }
 OUTSIDE_THE_CATALOGUE = {
@@ -90,6 +91,8 @@ def lay_out(case: dict[str, Any], folder: Path) -> None:
     own = HERE / "files" / case["case"]
     if own.is_dir():
         shutil.copytree(own, folder, dirs_exist_ok=True)
+    for name, content in case.get("files", {}).items():
+        (folder / name).write_text(content, encoding="utf-8")
     if case["case"] in BUILT:
         build(case["case"], folder / case.get("source", "rows.csv"), (folder / "good.csv").read_bytes())
 
@@ -212,6 +215,20 @@ def test_bad_pairs(case: dict[str, Any], folder: Path, tiny_bert: Path, capsys: 
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     arguments = check_arguments({"overrides": [], **case}, "", tiny_bert)
     arguments[2:2] = ["task.name=embedding", "speed.off=all"]
+    assert_as_expected(case, refuse(arguments, folder, capsys))
+    assert_fix_works(case, arguments, capsys)
+
+
+@pytest.fixture(scope="session")
+def tiny_bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_encoder_decoder("bart", tmp_path_factory.mktemp("models") / "bart")
+
+
+@named("translations")
+def test_bad_translations(case: dict[str, Any], folder: Path, tiny_bart: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(case, folder)
+    write_pairs(folder / "pairs.jsonl")
+    arguments = check_arguments(case, "pairs.jsonl", tiny_bart)
     assert_as_expected(case, refuse(arguments, folder, capsys))
     assert_fix_works(case, arguments, capsys)
 

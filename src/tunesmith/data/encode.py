@@ -54,9 +54,18 @@ class Encoded:
     """The task's `draw`, if it has one."""
     num_token_ids: int = 0
     """Ids that the tokenizer has: all of them may be drawn."""
+    label_lengths: np.ndarray | None = None
+    """Tokens of each example's target, [examples], where that is a text of its own."""
+    full_label_lengths: np.ndarray | None = None
+    """The same before they were cut."""
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens that the model computes for each example, its target's too, [examples]."""
+        return self.lengths if self.label_lengths is None else self.lengths + self.label_lengths
 
     @property
     def num_truncated(self) -> int:
@@ -73,7 +82,8 @@ class Encoded:
         if self.draw is not None:
             return np.arange(self.num_token_ids)
         parts = self.dataset.with_format("arrow").iter(UNIQUE_ROWS)
-        used = [np.unique(part["input_ids"].combine_chunks().flatten().to_numpy()) for part in parts]
+        names = ["input_ids"] if self.label_lengths is None else ["input_ids", "labels"]
+        used = [np.unique(part[name].combine_chunks().flatten().to_numpy()) for part in parts for name in names]
         return np.unique(np.concatenate(used)).astype(np.int64)
 
     def examples(self, indices: Iterable[int | np.integer[Any]], key: tuple[int, ...] = EVALUATION) -> dict[str, list[Any]]:
@@ -160,7 +170,11 @@ def encode_rows(
         good = np.flatnonzero([fault is None for fault in written])
         dataset, lengths, full, row = dataset.select(good), lengths[good], full[good], row[good]
     draw = None if task.draw is None else functools.partial(task.draw, section, tokenizer)
-    return Encoded(rows, dataset, lengths, full, row, max_length, faults, from_cache, draw, len(tokenizer))
+    encoded = Encoded(rows, dataset, lengths, full, row, max_length, faults, from_cache, draw, len(tokenizer))
+    if task.writes_target and "labels" in dataset.column_names:
+        encoded.label_lengths = np.asarray(dataset.with_format("arrow")[:]["labels"].combine_chunks().value_lengths(), dtype=np.int32)
+        encoded.full_label_lengths = np.asarray(dataset.with_format("arrow")[:]["full_label_length"], dtype=np.int32)
+    return encoded
 
 
 def _write(rows: Rows, task: Task, section: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.columns import assign_columns
 from tunesmith.data.findings import Findings
+from tunesmith.data.parallel import COLUMN, Pair, find_pairs, pair_name, read_pair
 from tunesmith.data.sniff import Dialect, sniff
 from tunesmith.data.sources import BadLine, RawRow, find_files, is_datasets_folder, open_dataset, read_rows
 from tunesmith.errors import InputError, Problem, collected, did_you_mean
@@ -145,9 +146,14 @@ def _open_split(source: str | list[str], root: Path, data: DataSpec, running_tex
         ]
     opened: list[Origin] = []
     problems: list[Problem] = []
-    for path in find_files(source, root):
+    files = find_files(source, root)
+    pairs = find_pairs(files, data.format, running_text)
+    for path in [] if pairs else files:
         with collected(problems):
             opened.append(_open_file(path, data, running_text))
+    for pair in pairs:
+        with collected(problems):
+            opened.append(_open_pair(pair, data))
     if problems:
         raise InputError.from_problems(problems)
     return opened
@@ -157,10 +163,21 @@ def _open_file(path: Path, data: DataSpec, running_text: bool) -> Origin:
     dialect = sniff(path, data, running_text)
     read = [row.values for row in islice(read_rows(path, dialect, data), SAMPLE_ROWS) if isinstance(row, RawRow)]
     names = dialect.names or tuple(dict.fromkeys(name for row in read for name in row))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     dialect = replace(dialect, names=names)
-    return Origin(path.name, dialect, lambda: read_rows(path, dialect, data), digest, read)
+    return Origin(path.name, dialect, lambda: read_rows(path, dialect, data), _digest(path), read)
+
+
+def _open_pair(pair: Pair, data: DataSpec) -> Origin:
+    first, second = (sniff(path, data.model_copy(update={"format": "lines"})).encoding for path in pair)
+    because = () if data.format == "parallel" else ("parallel: two files that are named alike but for a language; the first is the source",)
+    dialect = Dialect("parallel", first, names=(COLUMN,), because=because)
+    read = [row.values for row in islice(read_pair(pair, (first, second)), SAMPLE_ROWS) if isinstance(row, RawRow)]
+    return Origin(pair_name(pair), dialect, lambda: read_pair(pair, (first, second)), "+".join(map(_digest, pair)), read)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _share_headers(origins: dict[str, list[Origin]]) -> tuple[dict[str, list[Origin]], list[Decision]]:

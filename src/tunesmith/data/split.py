@@ -58,3 +58,8 @@ def _report_small_class(rows: Rows, indices: np.ndarray, name: str, why: str, fi
     for index in indices[: None if findings.skip else 1]:
         problem = Problem("data.small_class", "the class has too few rows to be split", rows.place(index), found, fix)
         findings.add(problem, rows.dataset[int(index)])
+
+
+def spread(size: int, most: int) -> np.ndarray:
+    """At most so many indices below size, evenly spaced, first and last among them."""
+    return np.unique(np.linspace(0, size - 1, min(most, size)).astype(int))

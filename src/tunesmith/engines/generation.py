@@ -40,6 +40,8 @@ class Generated:
     """All that were written: the end token and those of a stop text too."""
     finished: bool
     """Whether it ended by itself, by an end token or a stop text, and not by `max_new_tokens`."""
+    score: float = 0.0
+    """The mean probability (geometric) of its tokens; an encoder-decoder's."""
 
 
 def generate(
@@ -57,7 +59,7 @@ def generate(
     What is drawn for a row depends on its prompt, its number (the first has `first_row`) and the seed.
     Raises InputError when a prompt is empty, or longer than the model can go on from.
     """
-    check_lengths(model, tokenizer, prompts, settings)
+    check_lengths(model, tokenizer, prompts, settings.max_new_tokens)
     lengths = [len(prompt) for prompt in prompts]
     for part in cut_by_length(lengths, rows_per_batch * max(lengths, default=0), rows_per_batch):
         rows = [int(index) for index in part]
@@ -77,7 +79,7 @@ def stream(
     Closing the iterator, or an exception in it such as KeyboardInterrupt, ends the writing after the token it is at.
     Raises InputError as `generate` does.
     """
-    check_lengths(model, tokenizer, [prompt], settings)
+    check_lengths(model, tokenizer, [prompt], settings.max_new_tokens)
     written: SimpleQueue[list[int] | BaseException | None] = SimpleQueue()
     cancelled = threading.Event()
     endings = _Endings(model, tokenizer, settings.stop, len(prompt), 1)
@@ -124,18 +126,16 @@ def _certain_length(text: str, stops: Sequence[str]) -> int:
     return len(text) - max(begun, default=0)
 
 
-def check_lengths(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], settings: GenerationSpec
-) -> None:
-    """Raises InputError with every prompt that is empty, or that leaves too little of what the model can read for an answer."""
+def check_lengths(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
+    """Raises InputError with every prompt that is empty, or that leaves too little of what the model can read for so many new tokens."""
     longest = longest_input(tokenizer, model)
     problems = []
     for index, prompt in enumerate(prompts):
         where = f"prompt {index + 1} of {len(prompts)}"
         if not prompt:
             problems.append(Problem("data.empty_text", "there is nothing to go on from", where, "no tokens", "give the row a text"))
-        elif len(prompt) + settings.max_new_tokens > longest:
-            found = f"{len(prompt):,} tokens and max_new_tokens {settings.max_new_tokens:,}; the model reads {longest:,}"
+        elif len(prompt) + max_new_tokens > longest:
+            found = f"{len(prompt):,} tokens and max_new_tokens {max_new_tokens:,}; the model reads {longest:,}"
             room = longest - len(prompt)
             fix = f"max_new_tokens of at most {room:,}, or a shorter prompt" if room > 0 else "a shorter prompt"
             problems.append(Problem("data.too_long", "the prompt and its answer do not fit into the model", where, found, fix))
@@ -192,7 +192,7 @@ def _write(
     # On the left with the row's own first token, which is masked: a pad token would count as written before for repetition_penalty.
     ids = torch.tensor([[prompt[0]] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    with _plain(model) as writer, torch.inference_mode(), autocast(model, precision):
+    with plain_writer(model, GenerationConfig()) as writer, torch.inference_mode(), autocast(model, precision):
         written: torch.Tensor = writer.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -218,13 +218,13 @@ def _draws(settings: GenerationSpec, prompts: Sequence[list[int]], rows: Sequenc
 
 
 @contextmanager
-def _plain(model: Any) -> Iterator[Any]:
-    """The model in eval mode, without the generation settings of its checkpoint: `generate` would fill gaps with them."""
+def plain_writer(model: Any, config: GenerationConfig) -> Iterator[Any]:
+    """The model in eval mode, with these generation settings in the place of its checkpoint's: `generate` fills gaps with them."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     was_training = model.training
     model.eval()
     plain = copy.copy(inner)  # shares the weights; only what is set on it is its own
-    plain.generation_config = GenerationConfig()
+    plain.generation_config = config
     try:
         yield plain
     finally:

@@ -47,7 +47,7 @@ class Scorer:
         tokens = int(self.train.max_tokens_per_micro_batch)
         try:
             for start in range(0, len(encoded), ROWS_SORTED_AT_ONCE):
-                lengths = encoded.lengths[start : start + ROWS_SORTED_AT_ONCE]
+                lengths = encoded.sizes[start : start + ROWS_SORTED_AT_ONCE]
                 for part in cut_by_length(lengths, tokens, self.train.eval_batch_size):
                     indices = part + start
                     batch = collate_rows(encoded, indices, self.task, self.section, self.pad_token_id)
@@ -78,7 +78,7 @@ class Scorer:
             weight += self.task.loss_weight(self.section, labels.tolist())
         result = meter.compute(intervals)
         result["metrics"]["loss"] = loss / weight
-        return {**result, "num_rows": len(encoded) if self.task.join is None else len(np.unique(encoded.row))}
+        return {**result, "num_rows": len(np.unique(encoded.row)) if self.task.join or self.task.writes_target else len(encoded)}
 
 
 def autocast(model: PreTrainedModel, precision: str) -> AbstractContextManager[Any]:

@@ -32,6 +32,7 @@ from transformers import (
 from tunesmith.data.collate import collate_columns
 from tunesmith.data.encode import Encoded, training_key
 from tunesmith.data.plan import BatchPlan, Step
+from tunesmith.engines.answers import score_answers
 from tunesmith.engines.scoring import Scorer
 from tunesmith.errors import RunError
 from tunesmith.registry import METHODS, Task
@@ -62,6 +63,16 @@ class Job:
     def scorer(self) -> Scorer:
         """What evaluates the model of this job."""
         return Scorer(self.model, self.task, self.spec.task, int(self.tokenizer.pad_token_id), self.spec.train)
+
+    def written_metrics(self) -> dict[str, float]:
+        """Those of answers that are written while the model is trained, where the task's section asks for any."""
+        task, section = self.task, self.spec.task
+        num_rows = getattr(section, "num_generated_in_training", 0)
+        if not num_rows or self.validation is None:
+            return {}
+        precision = str(self.spec.train.precision)
+        found = score_answers(self.validation, task, section, self.model, self.tokenizer, precision, num_rows, intervals=False)
+        return {name: value for name, value in found["metrics"].items() if name in task.metrics(section)}
 
     def step_batch(self, step: Step, rows: np.ndarray, epoch: int = 0) -> dict[str, Any]:
         """The micro-batches of one step of this process, and the weight of the step's `rows` over all processes."""
@@ -285,7 +296,8 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         assert self.job.validation is not None
         self._note_new_weights()
         result = self.job.scorer.evaluate(self.job.validation, intervals=False, advance=self.job.advance_evaluation)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result["metrics"].items()}
+        found = {**self.job.written_metrics(), **result["metrics"]}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -36,8 +36,10 @@ class Ending(Protocol):
     finished: bool
 
 
-def score(names: Iterable[str], answers: Sequence[str], references: References, pattern: str = "none") -> dict[str, Any]:
-    """`{"metrics": {name: number}, "intervals": {name: [low, high]}}` of the metrics named.
+def score(
+    names: Iterable[str], answers: Sequence[str], references: References, pattern: str = "none", intervals: bool = True
+) -> dict[str, Any]:
+    """`{"metrics": {name: number}, "intervals": {name: [low, high]}}` of the metrics named; without `intervals` these are empty.
 
     Raises InputError when a name is unknown, an extra is not installed, or a reference has nothing to compare.
     """
@@ -54,13 +56,13 @@ def score(names: Iterable[str], answers: Sequence[str], references: References, 
         elif name == "rouge":
             rows |= rouge(answers, several)
         elif name in ("bleu", "chrf"):
-            corpus[name] = translation_score(name, answers, several)
+            corpus[name] = translation_score(name, answers, several, NUM_RESAMPLES if intervals else 1)
         else:
             raise InputError("spec.unknown_name", "there is no metric of this name", found=name, fix=did_you_mean(name, REPORTS))
     result = _means(rows)
     for name, (value, interval) in corpus.items():
         result["metrics"][name], result["intervals"][name] = value, interval
-    return result
+    return result if intervals else {**result, "intervals": {}}
 
 
 def ended(answers: Iterable[Ending]) -> dict[str, Any]:
@@ -116,17 +118,30 @@ def rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
     return {name: [float(row[name].fmeasure) for row in scores] for name in REPORTS["rouge"]}
 
 
-def translation_score(name: str, answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+def translation_score(
+    name: str, answers: Sequence[str], references: Sequence[Sequence[str]], num_resamples: int = NUM_RESAMPLES
+) -> tuple[float, list[float]]:
     """`bleu` or `chrf` of all rows together and its 95% interval, from 0 to 100, with sacrebleu's defaults and its bootstrap."""
     metrics = _extra("sacrebleu.metrics")
     # force: without it sacrebleu warns of answers that end in " ."
-    metric = metrics.BLEU(force=True) if name == "bleu" else metrics.CHRF()
+    metric = _of_one_type(metrics.BLEU)(force=True) if name == "bleu" else _of_one_type(metrics.CHRF)()
     most = max(len(texts) for texts in references)
     streams = [[texts[index] if index < len(texts) else None for texts in references] for index in range(most)]
-    found = metric.corpus_score(list(answers), streams, n_bootstrap=NUM_RESAMPLES)
+    found = metric.corpus_score(list(answers), streams, n_bootstrap=num_resamples)
     told = json.loads(found.format(width=12, signature=metric.get_signature().format(), is_json=True))
     middle, half = told.get("confidence_mean", found.score), told.get("confidence_var", 0.0)
     return float(found.score), [max(middle - half, 0.0), min(middle + half, 100.0)]
+
+
+def _of_one_type(metric: Any) -> Any:
+    """A metric of sacrebleu whose scores are of one type: its bootstrap fails where some resamples have nothing in common and others do."""
+
+    def compute(self: Any, stats: Any) -> Any:
+        found = metric._compute_score_from_stats(self, stats)
+        found.score = float(found.score)
+        return found
+
+    return type(metric.__name__, (metric,), {"_compute_score_from_stats": compute})
 
 
 def _means(rows: dict[str, list[float]]) -> dict[str, Any]:

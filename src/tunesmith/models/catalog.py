@@ -89,6 +89,10 @@ CATALOG: dict[str, CatalogEntry] = {
             "Llama 3.2 chat model, 16 layers x 2,048, 1.24 B parameters, 8 languages, 131,072 tokens; its licence is accepted on the hub",
             "meta-llama/Llama-3.2-1B-Instruct",
         ),
+        CatalogEntry(
+            "t5", "T5 encoder-decoder, 6 + 6 layers x 512, 60 M parameters, English, German, French, 512 tokens", "google-t5/t5-small"
+        ),
+        CatalogEntry("bart", "BART encoder-decoder, 6 + 6 layers x 768, 139 M parameters, English, 1,024 tokens", "facebook/bart-base"),
         CatalogEntry("gpt2", "GPT-2 language model, 12 layers x 768, 124 M parameters, English, 1,024 tokens", "openai-community/gpt2"),
     )
 }

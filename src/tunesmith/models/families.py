@@ -26,6 +26,8 @@ OWNED_BY_THE_TOKENIZER = (
     "eos_token_id",
     "cls_token_id",
     "sep_token_id",
+    "decoder_start_token_id",
+    "forced_eos_token_id",
 )
 OWNED_BY_THE_TASK = ("id2label", "label2id", "problem_type", "num_labels", "architectures", "model_type", "dtype", "transformers_version")
 
@@ -50,6 +52,8 @@ class Family:
     """Whether the second of two texts is marked by token_type_ids."""
     reserved_positions: int = 0
     """Positions that no token of a text has."""
+    decoder_start: str = ""
+    """Of an encoder-decoder, the special token that its decoder reads first."""
 
 
 def _wide(layers: int, hidden: int, heads: int) -> dict[str, Any]:
@@ -70,6 +74,7 @@ def _gated(layers: int, hidden: int, heads: int) -> dict[str, Any]:
 BERT_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 BERT_LAYOUT: dict[str, Any] = {"special_tokens": BERT_TOKENS, "single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
 ROBERTA_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+SIDES = ("encoder", "decoder")
 FAMILIES: dict[str, Family] = {
     "bert": Family("encoder", "BertConfig", _wide, **BERT_LAYOUT, tokenizer="wordpiece", reads_segments=True),
     "distilbert": Family(
@@ -117,6 +122,31 @@ FAMILIES: dict[str, Family] = {
         {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
         "<s> $A",
         "<s> $A $B",
+    ),
+    "t5": Family(
+        "encoder-decoder, relative positions",
+        "T5Config",
+        lambda layers, hidden, heads: {
+            "num_layers": layers, "d_model": hidden, "num_heads": heads, "d_kv": hidden // heads, "d_ff": 4 * hidden,
+        },
+        {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+        "$A </s>",
+        "$A </s> $B </s>",
+        tokenizer="unigram",
+        decoder_start="pad_token",
+    ),
+    "bart": Family(
+        "encoder-decoder",
+        "BartConfig",
+        lambda layers, hidden, heads: {
+            "d_model": hidden, "max_position_embeddings": MAX_TOKENS,
+            **{f"{side}_layers": layers for side in SIDES}, **{f"{side}_attention_heads": heads for side in SIDES},
+            **{f"{side}_ffn_dim": 4 * hidden for side in SIDES},
+        },
+        {**ROBERTA_TOKENS, "cls_token": "<s>", "sep_token": "</s>"},
+        "<s> $A </s>",
+        "<s> $A </s> </s> $B </s>",
+        decoder_start="eos_token",
     ),
 }  # fmt: skip
 """By name; `model: {new: NAME}`."""
@@ -186,6 +216,8 @@ def family_config(spec: NewModelSpec, tokenizer: Any) -> Any:
     special = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in family.special_tokens.items()}
     known = {*special, *kind().to_dict()}
     ids = {name: special.get(name) for name in OWNED_BY_THE_TOKENIZER if name.endswith("_id") and name in known}
+    if family.decoder_start:
+        ids["decoder_start_token_id"] = special[f"{family.decoder_start}_id"]
     return _config(spec, kind, vocab_size=len(tokenizer), **ids)
 
 

@@ -33,9 +33,14 @@ class LoadedModel:
     """Tokens that were added after loading: rows of the embeddings that nothing has been learnt for."""
 
 
+def has_package(module: str) -> bool:
+    """Whether a package is installed."""
+    return find_spec(module) is not None
+
+
 def require_package(module: str, extra: str) -> None:
     """Raises InputError when a package of one of tunesmith's extras is not installed."""
-    if find_spec(module) is None:
+    if not has_package(module):
         fix = f"pip install 'tunesmith[{extra}]'"
         raise InputError("usage.missing_extra", f"this needs {module}, which is not installed", found=f"no module {module}", fix=fix)
 
@@ -291,10 +296,12 @@ def longest_input(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) ->
 
 def in_body(model: PreTrainedModel, name: str) -> bool:
     """Whether a parameter or module of this name belongs to the pretrained body. Of a model without a head, that is all of it but the
-    pooler: hidden states are its answer, and they do not pass there."""
-    if model.base_model is model:
-        return not name.startswith("pooler.")
-    return name.startswith(f"{model.base_model_prefix}.")
+    pooler: hidden states are its answer, and they do not pass there; of one whose body is no module of its own (T5), all but the head."""
+    if model.base_model is not model:
+        return name.startswith(f"{model.base_model_prefix}.")
+    head = model.get_output_embeddings()
+    outside = ["pooler", *(own for own, module in model.named_modules() if head is not None and module is head)]
+    return not any(f"{name}.".startswith(f"{own}.") for own in outside)
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.cache import cached_folder, key_of
-from tunesmith.data.lint import text_hashes
+from tunesmith.data.lint import label_hashes, text_hashes
 from tunesmith.data.rows import Rows
 from tunesmith.errors import InputError
 from tunesmith.models.catalog import ModelFiles
@@ -28,7 +28,8 @@ def make_model(spec: NewModelSpec, task: Task, rows: Rows, work: Path, use_cache
 
     check_family(spec, task)
     family = find_family(spec.new)
-    text_columns = [name for name, kind in task.canonical.items() if kind == "text" and name in rows.dataset.column_names]
+    columns = task.tokenizer_columns or [name for name, kind in task.canonical.items() if kind == "text"]
+    text_columns = [name for name in columns if name in rows.dataset.column_names]
     if not text_columns:
         raise InputError(
             "spec.conflict",
@@ -40,7 +41,8 @@ def make_model(spec: NewModelSpec, task: Task, rows: Rows, work: Path, use_cache
     def texts() -> Iterator[str]:
         for _, batch in rows.batches():
             for name in text_columns:
-                yield from batch[name]
+                for cell in batch[name]:
+                    yield from [cell] if isinstance(cell, str) else cell
 
     def make(folder: Path) -> None:
         tokenizer = wrap_tokenizer(train_tokenizer(spec.tokenizer, family, texts), family)
@@ -50,8 +52,11 @@ def make_model(spec: NewModelSpec, task: Task, rows: Rows, work: Path, use_cache
         config.save_pretrained(folder)
 
     if use_cache:
+        targets = label_hashes(rows).tobytes() if "label" in text_columns else b""
         code = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem in MAKERS]
-        key = key_of(spec.model_dump(mode="json"), text_hashes(rows).tobytes(), code, tokenizers.__version__, transformers.__version__)
+        key = key_of(
+            spec.model_dump(mode="json"), text_hashes(rows).tobytes(), targets, code, tokenizers.__version__, transformers.__version__
+        )
         folder, _ = cached_folder("new", key, make)
     else:
         folder = work / "new"

@@ -19,7 +19,7 @@ def card_code(auto_model: str, adapters: bool = False, new_tokens: bool = False,
     """
     arguments = ["folder"] + (['dtype="float32"'] if adapters else [])
     # Loaded with adapters, a base keeps its own generation config, which does not know where a template's turns end.
-    own_ends = adapters and auto_model == "AutoModelForCausalLM"
+    own_ends = adapters and auto_model in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
     by_transformers, lines = [auto_model], []
     if adapters and new_tokens:
         auto_model = auto_model.replace("Auto", "AutoPeft", 1)

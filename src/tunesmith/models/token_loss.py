@@ -49,9 +49,13 @@ class Head:
     """Where something stands between the pretrained body and the head that sees one position at a time (BERT's transform), the body:
     positions are chosen where its hidden states leave it."""
 
+    bias: torch.Tensor | None = None
+    """What is added to the output of the module [vocabulary], no weight (BART, Marian)."""
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits in fp32."""
-        return self.finish(_apply(self.module, hidden).float())
+        raw = _apply(self.module, hidden).float()
+        return self.finish(raw if self.bias is None else raw + self.bias)
 
     def finish(self, raw: torch.Tensor) -> torch.Tensor:
         """What the model does to the output of its head."""
@@ -80,7 +84,9 @@ def score_tokens(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tens
         return _score_logits(model(**inputs).logits[trained], targets)
     hidden = _hidden_states(model, head, inputs, trained)
     if type(head.module) is torch.nn.Linear:
-        loss, losses, correct = _HeadLoss.apply(hidden, head.module.weight, head.module.bias, targets, head)  # type: ignore[no-untyped-call]
+        loss, losses, correct = _HeadLoss.apply(
+            hidden, head.module.weight, head.module.bias if head.bias is None else head.bias, targets, head
+        )  # type: ignore[no-untyped-call]
         return TokenScores(loss, losses, correct)
     parts = []
     for chunk, wanted in zip(torch.split(hidden, CHUNK_TOKENS), torch.split(targets, CHUNK_TOKENS), strict=True):
@@ -120,26 +126,35 @@ def find_head(model: Any) -> Head | None:
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     body = getattr(plain, plain.base_model_prefix, None)
-    heads = [Head(module, scale, getattr(config, "final_logit_softcapping", None), None if body is plain else body)]
+    heads = [
+        Head(module, scale, getattr(config, "final_logit_softcapping", None), None if body is plain else body, _added_bias(plain, module))
+    ]
     if heads[0].body is not None:
         heads.append(replace(heads[0], body=None))
     device = next(model.parameters()).device
     ids = torch.arange(PROBE_TOKENS, device=device)[None, :] % config.vocab_size
     chosen = torch.ones_like(ids, dtype=torch.bool)
     chosen[:, ::3] = False
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if plain.config.is_encoder_decoder else {})}
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            expected = model(input_ids=ids).logits[chosen].float()
-            return next((head for head in heads if _fits(model, head, ids, chosen, expected)), None)
+            expected = model(**inputs).logits[chosen].float()
+            return next((head for head in heads if _fits(model, head, inputs, chosen, expected)), None)
     finally:
         model.train(was_training)
 
 
-def _fits(model: Any, head: Head, ids: torch.Tensor, chosen: torch.Tensor, expected: torch.Tensor) -> bool:
+def _added_bias(model: Any, module: Any) -> torch.Tensor | None:
+    """The buffer of a bias that the model adds to the output of a head without one."""
+    bias = getattr(model, "final_logits_bias", None)
+    return bias[0] if bias is not None and getattr(module, "bias", None) is None else None
+
+
+def _fits(model: Any, head: Head, inputs: dict[str, torch.Tensor], chosen: torch.Tensor, expected: torch.Tensor) -> bool:
     try:
-        hidden = _hidden_states(model, head, {"input_ids": ids}, chosen)
+        hidden = _hidden_states(model, head, inputs, chosen)
         found = head.logits(hidden)
     except (IndexError, KeyError, RuntimeError, TypeError):  # no hidden state passed through the module, or not one by one
         return False

@@ -29,6 +29,8 @@ def why_not(facts: Facts) -> str | None:
         return "the embeddings are not trained"
     if head is not None and head.weight is module.weight:
         return "the head is the embedding matrix, and reads every row"
+    if sum(getattr(other, "weight", None) is module.weight for other in facts.model.modules()) > 1:
+        return "several modules hold the embedding matrix"
     if facts.weight_decay:
         return "weight decay moves every row"
     if type(module) is not torch.nn.Embedding or module.max_norm is not None or module.sparse or module.scale_grad_by_freq:
@@ -134,7 +136,8 @@ def _rows_in_use(facts: Facts, module: torch.nn.Embedding) -> torch.Tensor:
     """The ids that the training rows hold, and padding, ascending."""
     ids = torch.from_numpy(facts.token_ids())
     padding = facts.model.config.pad_token_id
-    extra = {index for index in (padding, module.padding_idx) if index is not None}
+    start = getattr(facts.model.config, "decoder_start_token_id", None)
+    extra = {index for index in (padding, module.padding_idx, start) if index is not None}
     used: torch.Tensor = torch.cat([ids, torch.tensor(sorted(extra), dtype=torch.int64)]).unique()  # type: ignore[no-untyped-call]
     return used
 

@@ -137,6 +137,8 @@ def why_not(facts: Facts) -> str | None:
     """A model without blocks, or one whose blocks are computed again in the backward pass."""
     if facts.blocks is None:
         return "the model has no list of blocks"
+    if facts.model.config.is_encoder_decoder:
+        return "each token of the decoder attends to another text, whose tokens lie elsewhere"
     if not facts.on_cpu:
         return "the model does not compute on the processor: transformers chooses its attention"
     if any(facts.extra.get(name) for name in ("gradient_checkpointing", "activation_checkpointing")):

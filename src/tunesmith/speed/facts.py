@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBE_LENGTHS = (11, 7, 2)
+PROBE_TARGET_LENGTH = 5
 TOLERANCE = 1e-4
 """Largest difference allowed, times the largest output if that is above 1: fp32 sums in another order."""
 
@@ -48,6 +49,17 @@ class Facts:
         """Name and list of the model's blocks."""
         return find_blocks(self.model)
 
+    @property
+    def modules_of_blocks(self) -> list[torch.nn.Module]:
+        """The modules of all blocks, an encoder's and a decoder's."""
+        found = {id(side[1]): side[1] for name in ("encoder", "decoder") if (side := find_blocks(self.model, name)) is not None}
+        return [module for blocks in found.values() for module in blocks.modules()]
+
+    @property
+    def writes_beside_reading(self) -> bool:
+        """Whether a decoder writes one text while it reads another."""
+        return bool(self.model.config.is_encoder_decoder) and self.model.get_output_embeddings() is not None
+
     @cached_property
     def probe(self) -> dict[str, torch.Tensor]:
         """Three rows of drawn tokens of different lengths, padded on the right: [3, 11]."""
@@ -58,6 +70,8 @@ class Facts:
         ids = torch.randint(vocabulary, mask.shape, generator=torch.Generator().manual_seed(0))
         pad = self.model.config.pad_token_id or 0
         batch = {"input_ids": ids.masked_fill(~mask, pad), "attention_mask": mask.long()}
+        if self.writes_beside_reading:
+            batch["decoder_input_ids"] = ids[:, :PROBE_TARGET_LENGTH].flip(1)
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
     def outputs(self) -> torch.Tensor:
@@ -72,7 +86,8 @@ class Facts:
                 logits: torch.Tensor = self.model(**batch)[0].float()
         finally:
             self.model.train(was_training)
-        return logits * batch["attention_mask"][..., None] if logits.dim() == 3 else logits
+        is_per_token = logits.dim() == 3 and "decoder_input_ids" not in batch
+        return logits * batch["attention_mask"][..., None] if is_per_token else logits
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:

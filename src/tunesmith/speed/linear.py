@@ -276,7 +276,7 @@ def find_stacks(facts: Facts) -> list[Stack]:
     assert facts.blocks is not None
     layers: dict[Any, Layer] = {}
     inside: set[Any] = set()
-    for module in facts.blocks[1].modules():
+    for module in facts.modules_of_blocks:
         layer = None if module in inside else _layer(module)
         if layer is not None:
             layers[module] = layer

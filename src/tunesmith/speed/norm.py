@@ -47,7 +47,7 @@ def _layer_norm(module: torch.nn.Module) -> Callable[..., Any] | None:
 
 def _rms_norm(module: torch.nn.Module) -> Callable[..., Any] | None:
     """The native norm, when the module turns out to compute it: with the weight itself, or with 1 + weight (Gemma)."""
-    if not type(module).__name__.endswith("RMSNorm") or [name for name, _ in module.named_parameters()] != ["weight"]:
+    if not type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) or [name for name, _ in module.named_parameters()] != ["weight"]:
         return None
     from tunesmith.native.functions import rms_norm
 

@@ -99,6 +99,9 @@ def _lengths(prepared: Prepared, split: str) -> dict[str, Any]:
     lengths = {"quantiles": quantile_line(encoded.full_lengths.tolist()), "truncated": encoded.num_truncated, "rows": len(encoded)}
     if prepared.task.join is not None:
         lengths["windowed"] = int((np.bincount(encoded.row) > 1).sum())
+    if encoded.label_lengths is not None and encoded.full_label_lengths is not None:
+        cut = int((encoded.full_label_lengths > encoded.label_lengths).sum())
+        lengths["targets"] = {"quantiles": quantile_line(encoded.full_label_lengths.tolist()), "truncated": cut}
     if prepared.task.per_token and encoded.draw is None:
         labels = encoded.dataset.data.column("labels")
         lengths["tokens"] = int(encoded.lengths.sum())
@@ -131,6 +134,8 @@ def show_row(prepared: Prepared, index: int) -> dict[str, Any]:
         pieces = decode_tokens(tokenizer, row["input_ids"])
         named = [piece + (f"/{names[label]}" if label in names else "") for piece, label in zip(pieces, row["labels"], strict=True)]
         return {**shown, "pieces": named, "trained": trained}
+    if prepared.task.writes_target:
+        return {**shown, "pieces": decode_tokens(tokenizer, row["input_ids"]), "target": decode_tokens(tokenizer, row["labels"])}
     label = encoded.sources([index]).get("label", [None])[0]
     return {**shown, "label": label, "encoded_label": row["labels"], "segments": row.get("token_type_ids")}
 
@@ -162,7 +167,7 @@ def estimate(prepared: Prepared, progress: Progress) -> dict[str, Any]:
     solved = prepared.method.engine == "closed_form"
     epochs = 1.0 if solved else total_steps(spec, len(prepared.encoded["train"])) / len(steps)
     training = epochs * float((fixed + slope * sizes).sum())
-    tokens = {split: int(encoded.lengths.sum()) for split, encoded in prepared.encoded.items() if split != "train"}
+    tokens = {split: int(encoded.sizes.sum()) for split, encoded in prepared.encoded.items() if split != "train"}
     evaluations = {"validation": _num_evaluations(prepared, epochs) + 1, "test": 1}
     evaluating = sum(count * evaluations[split] for split, count in tokens.items()) * slope * FORWARD_SHARE
     best = count_parameters(prepared.model)[0] * BYTES_PER_WEIGHT if spec.train.load_best_model_at_end and not solved else 0
@@ -212,6 +217,10 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     for split, lengths in report["lengths"].items():
         share = lengths["truncated"] / lengths["rows"]
         lines.append(f"  {split}: {lengths['quantiles']}; cut {lengths['truncated']:,} of {lengths['rows']:,} ({share:.1%})")
+        if "targets" in lengths:
+            targets = lengths["targets"]
+            lost = f"cut {targets['truncated']:,} ({targets['truncated'] / lengths['rows']:.1%}; their end is not learnt)"
+            lines.append(f"    targets: {targets['quantiles']}; {lost if targets['truncated'] else 'none cut'}")
         if lengths.get("windowed"):
             lines.append(f"    {lengths['windowed']:,} rows are longer than task.max_length, and become several windows")
         if "tokens" in lengths:
@@ -236,16 +245,21 @@ def report_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _row_lines(row: dict[str, Any]) -> list[str]:
+    def more(tokens: list[str]) -> str:
+        return f" ... {len(tokens) - SHOWN_TOKENS} more" if len(tokens) > SHOWN_TOKENS else ""
+
     cut = f"   {row['cut']} tokens cut" if row["cut"] else ""
+    if "target" in row:
+        texts = (("source", row["pieces"]), ("target", row["target"]))
+        return [f"  {row['place']}{cut}", *(f"    {name} {'|'.join(pieces[:SHOWN_TOKENS])}{more(pieces)}" for name, pieces in texts)]
     if "trained" in row:
         return [f"  {row['place']}{cut}", *(f"    {line}" for line in trained_lines(row["pieces"], row["trained"]))]
     special = set(row["special"])
     tokens = [f"<{token}>" if position in special else token for position, token in enumerate(row["tokens"])]
-    more = f" ... {len(tokens) - SHOWN_TOKENS} more" if len(tokens) > SHOWN_TOKENS else ""
     label = f"   label {', '.join(row['label'])} -> {row['encoded_label']}" if row["label"] is not None else ""
     lines = [f"  {row['place']}{label}{cut}"]
-    lines.append("    tokens " + " ".join(tokens[:SHOWN_TOKENS]) + more)
-    lines.append("    ids    " + " ".join(map(str, row["ids"][:SHOWN_TOKENS])) + more)
+    lines.append("    tokens " + " ".join(tokens[:SHOWN_TOKENS]) + more(tokens))
+    lines.append("    ids    " + " ".join(map(str, row["ids"][:SHOWN_TOKENS])) + more(tokens))
     if row["segments"] is not None:
         for name, segment in (("second", 1), ("third", 2)):
             if segment in row["segments"]:

@@ -121,5 +121,6 @@ def _first_rows(opened: Opened) -> list[str]:
 
 
 def data_spec(source: str, like: DataSpec) -> DataSpec:
-    """The reading settings of a run's data, for another file."""
-    return like.model_copy(update={"train": source, "validation": "none", "test": "none", "root": "."})
+    """The reading settings of a run's data, for another file; a file alone is not one of two parallel texts."""
+    format = "auto" if like.format == "parallel" else like.format
+    return like.model_copy(update={"train": source, "validation": "none", "test": "none", "root": ".", "format": format})

@@ -14,7 +14,7 @@ from tunesmith.models.load import load_trained, take_generation_config
 from tunesmith.models.save import card_code, write_card
 from tunesmith.registry import METHODS, TASKS
 from tunesmith.runs.progress import Progress
-from tunesmith.verbs.prove import reload_model_in_fresh_process, token_request, vector_request
+from tunesmith.verbs.prove import reload_model_in_fresh_process, target_request, token_request, vector_request
 from tunesmith.verbs.run import Run
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def merge(run: Run, out: str | Path, *, dtype: str = "fp32", quiet: bool = False
             if task.loader:
                 request = vector_request(encoded, task, run.spec.task)
             else:
-                request = {**token_request(encoded, task, run.spec.task, run.tokenizer), "hidden": True}
+                ask = target_request if task.writes_target else token_request
+                request = {**ask(encoded, task, run.spec.task, run.tokenizer), "hidden": True}
             # both sides in fp32: what is compared is the merge, not how a quantised base rounds
             code = task.loader or card_code(task.auto_model, adapters=True, new_tokens=has_new_tokens(run.directory.model))
             _, expected = reload_model_in_fresh_process(run.directory.model, {**request, "code": code})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.data.encode import Encoded
+from tunesmith.data.split import spread
 from tunesmith.errors import RunError
 from tunesmith.prepare import Prepared
 from tunesmith.registry import Task
@@ -38,6 +39,8 @@ def prove_model(prepared: Prepared, code: str, folder: Path, labels: dict[int, s
     """
     encoded = prepared.encoded.get("validation", prepared.encoded["train"])
     probe = _probe_tokens if prepared.task.per_token else _probe_vectors if prepared.task.loader else _probe_texts
+    if prepared.task.writes_target:
+        probe = _probe_targets
     indices, request, ids, expected = probe(prepared, encoded)
     answer, computed = reload_model_in_fresh_process(folder, {**request, "code": code})
     found = computed["logits"]
@@ -120,6 +123,33 @@ def _probe_tokens(prepared: Prepared, encoded: Encoded) -> Probe:
     return spread(len(encoded), NUM_TOKEN_ROWS), request, request["ids"], torch.cat(logits)
 
 
+def _probe_targets(prepared: Prepared, encoded: Encoded) -> Probe:
+    """Token ids of sources, targets and what the model writes, and logits [positions, vocabulary] at some positions of each target."""
+    import torch
+
+    request = target_request(encoded, prepared.task, prepared.spec.task, prepared.tokenizer)
+    model = prepared.model.eval()
+    rows, logits = reload_model.read_and_write(model, request)
+    ids = [[source, target, written] for source, target, written in zip(request["ids"], request["targets"], rows, strict=True)]
+    return spread(len(encoded), NUM_TOKEN_ROWS), request, ids, torch.cat(logits)
+
+
+def target_request(encoded: Encoded, task: Task, section: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a fresh process is asked about an encoder-decoder: ids of sources and targets, their texts, positions of targets."""
+    indices = spread(len(encoded), NUM_TOKEN_ROWS)
+    columns = encoded.dataset[[int(index) for index in indices]]
+    firsts = np.diff(encoded.row, prepend=-1) != 0  # of several targets the first is the one whose text is known
+    return {
+        "ids": [list(row) for row in columns["input_ids"]],
+        "targets": [list(row) for row in columns["labels"]],
+        "positions": [spread(len(row), NUM_POSITIONS).tolist() for row in columns["labels"]],
+        "sources": [
+            task.source(section, encoded.rows.dataset[int(encoded.row[index])], tokenizer) if firsts[index] else None for index in indices
+        ],
+        "max_source_length": section.max_source_length,
+    }
+
+
 def token_request(encoded: Encoded, task: Task, section: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What a fresh process is asked about a model with an answer for each token: ids and positions of some examples, and the sources that
     whole rows' tokens are made of."""
@@ -130,11 +160,6 @@ def token_request(encoded: Encoded, task: Task, section: Any, tokenizer: PreTrai
         task.source(section, encoded.rows.dataset[int(encoded.row[index])], tokenizer) if whole[index] else None for index in indices
     ]
     return {"ids": ids, "positions": [spread(len(row), NUM_POSITIONS).tolist() for row in ids], "sources": sources}
-
-
-def spread(size: int, most: int) -> np.ndarray:
-    """At most so many indices below size, evenly spaced, first and last among them."""
-    return np.unique(np.linspace(0, size - 1, min(most, size)).astype(int))
 
 
 def _logits_in_memory(prepared: Prepared, encoded: Encoded, indices: np.ndarray) -> torch.Tensor:

@@ -4,7 +4,8 @@
 
 The request holds the card's code and threads; for texts: texts, pairs (or null), max_length and rows_per_batch; for token ids:
 ids, positions whose logits are wanted, for each row its source (or null) of which the tokenizer should make those ids, and perhaps
-`hidden`, to have the hidden states there as well; for vectors: vectors_of (texts), max_length and rows_per_batch.
+`hidden`, to have the hidden states there as well; for an encoder-decoder also the ids of targets, which positions then count, and
+max_source_length; for vectors: vectors_of (texts), max_length and rows_per_batch.
 """
 
 import json
@@ -28,6 +29,8 @@ def main(folder: str, request_path: str, tensors_path: str) -> None:
     tokenizer.padding_side = "right"
     torch.set_num_threads(request["threads"])
     compute = compute_vectors if "vectors_of" in request else compute_tokens if "ids" in request else compute_rows
+    if "targets" in request:
+        compute = compute_targets
     ids, tensors = compute(model, tokenizer, request)
     save_file(tensors, tensors_path)
     names = {} if "vectors_of" in request else model.config.id2label
@@ -80,6 +83,38 @@ def compute_tokens(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple
         if request.get("hidden"):
             hidden.append(torch.stack([state[0, positions].float() for state in outputs.hidden_states]))
     return ids, {"logits": torch.cat(logits), **({"hidden": torch.cat(hidden, dim=1)} if hidden else {})}
+
+
+def compute_targets(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple[list[list[Any]], dict[str, Any]]:
+    """Token ids of sources, targets (made of their texts where these are known) and what is written; logits [positions, vocabulary]."""
+    import torch
+
+    ids: list[list[Any]] = []
+    hidden: list[Any] = []
+    for source, target, texts in zip(request["ids"], request["targets"], request["sources"], strict=True):
+        if texts:
+            source = tokenizer(texts["text"], truncation=True, max_length=request["max_source_length"])["input_ids"]
+            target = tokenizer(text_target=texts["target"])["input_ids"][: len(target)]
+        ids.append([source, target])
+    written, logits = read_and_write(model, request, hidden)
+    found = [[*row, new] for row, new in zip(ids, written, strict=True)]
+    return found, {"logits": torch.cat(logits), **({"hidden": torch.cat(hidden, dim=1)} if hidden else {})}
+
+
+def read_and_write(model: Any, request: dict[str, Any], hidden: list[Any] | None = None) -> tuple[list[list[int]], list[Any]]:
+    """What `generate` writes of each source, and logits [positions, vocabulary] of each target; `hidden` is filled if asked for."""
+    import torch
+
+    written, logits = [], []
+    for source, target, positions in zip(request["ids"], request["targets"], request["positions"], strict=True):
+        inputs = {"input_ids": torch.tensor([source], device=model.device)}
+        with torch.inference_mode():
+            written.append(model.generate(**inputs)[0].tolist())
+            outputs = model(**inputs, labels=torch.tensor([target], device=model.device), output_hidden_states=bool(request.get("hidden")))
+        logits.append(outputs.logits[0, positions].float().cpu())
+        if request.get("hidden") and hidden is not None:
+            hidden.append(torch.stack([state[0, positions].float() for state in outputs.decoder_hidden_states]))
+    return written, logits
 
 
 if __name__ == "__main__":

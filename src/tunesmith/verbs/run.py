@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -21,10 +22,15 @@ from tunesmith.registry import METHODS, TASKS, Task
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.runs.progress import Progress
 from tunesmith.spec import RunSpec
+from tunesmith.spec_file import Source
+from tunesmith.strict import apply_override, validate
 from tunesmith.verbs.init import data_spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+SETTINGS_OF_WRITING = ("task.generation.", "task.metrics=", "task.num_generated=")
 
 
 def open_run(path: str | Path) -> Run:
@@ -131,16 +137,18 @@ class Run:
         take_generation_config(model, self.directory.model)
         return model
 
-    def evaluate(self, data: Any = None, *, compare: bool = False, quiet: bool = False) -> dict[str, Any]:
+    def evaluate(self, data: Any = None, *, overrides: Sequence[str] = (), compare: bool = False, quiet: bool = False) -> dict[str, Any]:
         """Metrics, intervals and details on `data` (a path or a table); by default on the run's test set, else its validation set.
 
-        A task that writes also writes answers, whose metrics and first samples are among the details. With `compare` the same is
-        computed for the model that training started from, under `base`.
+        A task that writes also writes answers, whose metrics and first samples are among the details; `overrides` change how, for this
+        once (`task.generation.num_beams=4`). With `compare` the same is computed for the model that training started from, under `base`.
         Raises InputError when the data is wrong, or is not what the run was trained with.
         """
         if compare and self._task.prompt is None and not self._task.loader:
             problem = "the model that training started from has no head for this task, so there is nothing to compare with"
             raise InputError("usage.argument", problem, found=self._task.name, fix="leave out --compare")
+        if overrides:
+            return self._with(overrides).evaluate(data, compare=compare, quiet=quiet)
         progress = Progress(quiet)
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as work:
             rows = self.held_rows(("test", "validation")) if data is None else self._labelled_rows(keep_table(data), Path(work))
@@ -149,6 +157,18 @@ class Run:
             if compare:
                 result["base"] = self._evaluated(encoded, self.base_model, data is None, progress)
         return {"split": rows.split, **result}
+
+    def _with(self, overrides: Sequence[str]) -> Run:
+        """This run with other settings of writing. Raises InputError when others are named, or values are wrong."""
+        read = Source(self.spec.model_dump(), "the run's spec", self.path)
+        for override in overrides:
+            if not override.startswith(SETTINGS_OF_WRITING):
+                fix = f"{', '.join(SETTINGS_OF_WRITING)}...; others are what the run was trained with"
+                raise InputError("usage.argument", "this is no setting of writing", found=override, fix=fix)
+            apply_override(read, override)
+        other = copy.copy(self)
+        other.__dict__["spec"] = validate(read)
+        return other
 
     def merge(self, out: str | Path, *, dtype: str = "fp32", quiet: bool = False) -> dict[str, Any]:
         """`tunesmith.verbs.merge.merge` of this run: adapters and base as one proven model in `out`; returns the proof."""
@@ -159,7 +179,9 @@ class Run:
     def encode(self, rows: Rows, work: Path, task: Task | None = None) -> Encoded:
         """Rows as the model reads them, under `work`. Raises InputError with what cannot be encoded."""
         section: Any = self.spec.task
-        encoded = encode_rows(rows, b"", task or self._task, section, self.tokenizer, section.max_length, work, use_cache=False)
+        encoded = encode_rows(
+            rows, b"", task or self._task, section, self.tokenizer, (task or self._task).longest(section), work, use_cache=False
+        )
         findings = Findings()
         for row, fault in encoded.faults:
             findings.add_fault(fault, rows.place(row), rows.dataset[row])
@@ -174,11 +196,9 @@ class Run:
         section: Any = self.spec.task
         if self._task.prompt is None or not getattr(section, "num_generated", 0):
             return result
-        from tunesmith.verbs.answers import score_answers
+        from tunesmith.verbs.answers import with_answers
 
-        written = score_answers(encoded, self._task, section, model, self.tokenizer, str(self.spec.train.precision), progress)
-        metrics = {**result["metrics"], **written.pop("metrics")}
-        return {**result, "metrics": metrics, "intervals": {**result["intervals"], **written.pop("intervals")}, **written}
+        return with_answers(result, encoded, self._task, section, model, self.tokenizer, str(self.spec.train.precision), progress)
 
     def held_rows(self, splits: Sequence[str] = ("validation", "test", "train")) -> Rows:
         """The run's own rows of the first of these splits that it has."""
@@ -249,7 +269,7 @@ class Run:
         task, where = self._input_task, f"row:{index + 1}"
         if self._task.prompt is not None or self._task.read_input is not None:
             names = [role.name for role in task.roles]
-            by_kind = names[0] if isinstance(row, list) else "prompt" if "prompt" in names else "text"
+            by_kind = names[0] if isinstance(row, list) else next((name for name in ("prompt", "text") if name in names), names[0])
             values = row if isinstance(row, dict) else dict(zip(names, row, strict=False)) if isinstance(row, tuple) else {by_kind: row}
             columns = {name: name for name in names if name in values}
         else:

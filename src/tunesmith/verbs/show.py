@@ -118,6 +118,9 @@ def prediction_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
     """One prediction a line: what was predicted, how surely, and the text."""
     lines = []
     for row in rows:
+        if "prediction" in row:
+            lines.append(row["prediction"] if row["finished"] else f"{row['prediction']} ...")
+            continue
         if "answer" in row:
             lines.append(row["answer"] if row["finished"] else f"{row['answer']} ...")
             continue

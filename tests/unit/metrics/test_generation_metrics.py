@@ -125,3 +125,13 @@ def test_a_missing_library_is_named_with_its_extra(metric: str, module: str, mon
     assert caught.value.code == "usage.missing_extra"
     assert module in caught.value.problems[0].problem
     assert caught.value.problems[0].fix == "pip install 'tunesmith[eval]'"
+
+
+def test_answers_that_have_next_to_nothing_in_common_have_intervals() -> None:
+    """Some resamples then have nothing in common, which sacrebleu scores in another type."""
+    answers = ["a b c d e", *["x y z"] * 8]
+    result = score(["bleu", "chrf"], answers, ["a b c d f", *["l m n"] * 8])
+    for name in ("bleu", "chrf"):
+        low, high = result["intervals"][name]
+        assert low <= result["metrics"][name] <= high
+    assert score(["bleu", "exact_match"], answers, answers, intervals=False)["intervals"] == {}

@@ -92,7 +92,9 @@ def test_each_family_reads_as_its_models_do(family: str, tmp_path: Path) -> None
     spec = NewModelSpec(new=family, tokenizer=TokenizerSpec(train="character"))
     config_of = getattr(transformers, FAMILIES[family].config)
     task = next(
-        name for name in ("masked_lm", "causal_lm") if config_of in getattr(transformers, TASKS.get(name).auto_model)._model_mapping
+        name
+        for name in ("seq2seq", "masked_lm", "causal_lm")
+        if config_of in getattr(transformers, TASKS.get(name).auto_model)._model_mapping
     )
     files, _, tokenizer = make(spec, tmp_path, task)
     before, _, after = FAMILIES[family].single.partition("$A")

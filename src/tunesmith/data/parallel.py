@@ -1,0 +1,75 @@
+"""Parallel texts: two files of as many lines, each line of the second what becomes of that of the first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from tunesmith.data.sniff import FORMATS
+from tunesmith.data.text import COMPRESSIONS, BadLine, RawRow, read_lines
+from tunesmith.errors import InputError
+
+COLUMN = "translation"
+"""Holds both texts by their languages, the source's first, as datasets of translations do."""
+LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z]{2,4})?")
+NO_LANGUAGES = ("source", "target")
+Pair = tuple[Path, Path]
+
+
+def find_pairs(files: Sequence[Path], format: str, running_text: bool) -> list[Pair]:
+    """The files two by two, where `format` says so or, left open, every two are named alike but for their languages; else none.
+
+    Raises InputError when files that ought to be pairs are not.
+    """
+    pairs = list(zip(files[::2], files[1::2], strict=False))
+    if format == "parallel":
+        if len(files) % 2 or not files:
+            fix = "list the source's file and the target's: data.train=[train.en, train.de]"
+            raise InputError("spec.value", "parallel texts are pairs of files", found=f"{len(files)} files", fix=fix)
+        return pairs
+    alike = len(files) % 2 == 0 and all(languages(*pair) != NO_LANGUAGES for pair in pairs)
+    return pairs if format == "auto" and alike and not running_text else []
+
+
+def languages(first: Path, second: Path) -> tuple[str, str]:
+    """The languages in which the names of two files differ: `train.en.gz` and `train.de.gz`; or `source` and `target`."""
+    one, other = first.name.split("."), second.name.split(".")
+    apart = [pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]]
+    known = {suffix[1:] for suffix in (*FORMATS, *COMPRESSIONS)} | {"txt"}
+    if len(one) == len(other) and len(apart) == 1 and all(LANGUAGE.fullmatch(part) and part not in known for part in apart[0]):
+        return apart[0]
+    return NO_LANGUAGES
+
+
+def pair_name(pair: Pair) -> str:
+    """What the two files are called together, as in `name:line`."""
+    return f"{pair[0].name}+{pair[1].name}"
+
+
+def read_pair(pair: Pair, encodings: tuple[str, str]) -> Iterator[RawRow | BadLine]:
+    """A row for each line of the two; one that is blank in either is not left out.
+
+    Raises InputError at the end when one has more lines.
+    """
+    names = languages(*pair)
+    first, second = (read_lines(path, encoding) for path, encoding in zip(pair, encodings, strict=True))
+    num_both, num_more = 0, [0, 0]
+    for one, other in zip_longest(first, second):
+        if one is None or other is None:
+            num_more[one is None] += 1
+            continue
+        num_both += 1
+        if isinstance(one, BadLine):
+            yield one
+        elif isinstance(other, BadLine):
+            yield other
+        else:
+            yield RawRow(num_both, {COLUMN: dict(zip(names, (one.text, other.text), strict=True))})
+    if any(num_more):
+        found = f"{num_both + num_more[0]:,} lines in {pair[0].name}, {num_both + num_more[1]:,} in {pair[1].name}"
+        fix = "give files of which line matches line; data.format=lines reads each as texts of its own"
+        raise InputError("data.line_count", "the files of a pair have not as many lines", where=pair_name(pair), found=found, fix=fix)
+    if not num_both:
+        raise InputError("data.empty_file", "the files hold no rows", where=pair_name(pair), fix="name other files")

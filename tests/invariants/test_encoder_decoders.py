@@ -1,0 +1,146 @@
+"""Encoder-decoders take the steps of plain Seq2SeqTrainer, whatever the cuts; accelerated they compute what they compute without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+import tunesmith
+from invariants.test_accelerations import apart
+from tiny_translations import ENCODER_DECODERS, LANGUAGES, save_tiny_encoder_decoder, tiny_encoder_decoder, write_pairs, write_translations
+from trajectories import Losses, PlainTrainer, Trajectory, by_tunesmith
+from tunesmith import pipeline
+from tunesmith.prepare import Prepared, prepare
+from tunesmith.speed.choose import accelerated, choose
+from tunesmith.speed.facts import Facts
+from tunesmith.verbs.init import spec_of
+
+NUM_STEPS = 20
+SETTINGS = [
+    "task=seq2seq", "data.validation=none", "train.precision=fp32", "train.learning_rate=3e-3", "train.batch_size=8", "train.weight_decay=0.01",
+    f"train.max_steps={NUM_STEPS}", "train.max_tokens_per_micro_batch=64", "train.adam_epsilon=1e-4",
+]  # fmt: skip
+
+
+class PlainSeq2SeqTrainer(PlainTrainer, transformers.Seq2SeqTrainer):
+    """Seq2SeqTrainer as anyone would write it; only the order of rows is given."""
+
+
+def _plain(prepared: Prepared, folder: Path) -> Trajectory:
+    """Seq2SeqTrainer with its own collator and the model's own loss."""
+    losses, train = Losses(), prepared.spec.train
+    arguments = transformers.Seq2SeqTrainingArguments(
+        output_dir=str(folder), max_steps=NUM_STEPS, per_device_train_batch_size=prepared.plan.rows_per_step, save_strategy="no",
+        learning_rate=float(train.learning_rate), weight_decay=train.weight_decay, seed=train.seed, logging_steps=1, use_cpu=True,
+        disable_tqdm=True, adam_epsilon=train.adam_epsilon,
+    )  # fmt: skip
+    rows = prepared.encoded["train"].dataset.select_columns(["input_ids", "labels"]).to_list()
+    collator = transformers.DataCollatorForSeq2Seq(prepared.tokenizer, model=prepared.model)
+    plain = PlainSeq2SeqTrainer(prepared.model, arguments, train_dataset=rows, data_collator=collator, callbacks=[losses])
+    plain.plan = prepared.plan
+    plain.train()
+    return losses.values, {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("t5", ["method=full"]),
+        ("bart", ["method=full", "train.gradient_accumulation_steps=2", "train.batch_size=4"]),
+        ("marian", ["method=full"]),
+        ("mbart", ["method=full"]),
+        ("t5", ["method=lora", "method.dropout=0.0", "method.rank=4"]),
+        ("bart", ["method=freeze", "method.num_blocks=1"]),
+    ],
+    ids=["t5", "bart-accumulated", "marian", "mbart", "t5-lora", "bart-freeze"],
+)
+def test_twenty_steps_are_those_of_trainer(kind: str, overrides: list[str], tmp_path: Path) -> None:
+    model = save_tiny_encoder_decoder(kind, tmp_path / "model")
+    write = write_translations if kind in LANGUAGES else write_pairs
+    spec = spec_of(str(write(tmp_path / "rows.jsonl")), [f"model={model}", *SETTINGS, *overrides])
+    first = prepare(spec)
+    assert max(len(step) for step in first.plan.batches(0)) > 1, "steps should be cut for this to say anything"
+    ours, theirs = by_tunesmith(first, tmp_path / "ours"), _plain(prepare(spec), tmp_path / "theirs")
+    assert len(ours[0]) == len(theirs[0]) == NUM_STEPS
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-4)
+    for name, tensor in theirs[1].items():
+        torch.testing.assert_close(ours[1][name], tensor, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+    assert np.mean(ours[0][-3:]) < np.mean(ours[0][:3])
+
+
+def _gradients(model: Any) -> dict[str, torch.Tensor]:
+    """Those of a sum over the logits of real tokens times fixed weights, by name; the sum as `loss`."""
+    draw = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([[19], [11], [4]])
+    mask = (torch.arange(24) < lengths).long()
+    ids = torch.randint(5, 30, mask.shape, generator=draw).masked_fill(mask == 0, 1)
+    decoder_ids = torch.randint(5, 30, (3, 8), generator=draw)
+    model.zero_grad()
+    logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
+    loss = (logits * torch.randn(logits.shape, generator=draw)).sum()
+    loss.backward()
+    return {"loss": loss.detach(), **{name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}}
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ENCODER_DECODERS)
+def test_accelerated_is_the_same(kind: str, adapters: bool) -> None:
+    model = tiny_encoder_decoder(kind).train()
+    if adapters:
+        model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_2_SEQ_LM")).train()
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+    facts = Facts(model, False, token_ids=lambda: np.arange(30))
+    names, decisions = choose(facts, [])
+    assert "linear" in names
+    assert ("norm" in names) == (facts.on_cpu and "no compiler" not in str(decisions))
+    assert not {"end_to_end", "embedding_rows"} & set(names)
+    expected = _gradients(model)
+    with accelerated(facts, names):
+        found = _gradients(model)
+    assert apart(found, expected) < 2e-4
+    assert apart(_gradients(model), expected) == 0.0  # as it was
+
+
+def test_stacks_hold_the_layers_of_both_sides() -> None:
+    from tunesmith.speed.linear import find_stacks
+
+    model = tiny_encoder_decoder("bart")
+    modules = {layer.module for stack in find_stacks(Facts(model, True)) for layer in stack.layers}
+    names = {name for name, module in model.named_modules() if module in modules}
+    assert {f"model.{side}.layers.1.fc1" for side in ("encoder", "decoder")} <= names
+    assert "model.decoder.layers.0.encoder_attn.k_proj" in names
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_resumed_equals_straight(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import load_file
+
+    from invariants.test_language_model_resume import _assert_same_tensors, _crashed
+
+    monkeypatch.setattr("tunesmith.verbs.prove.prove_model", lambda *arguments: {"proven": True, "problems": []})
+    data = write_pairs(tmp_path / "rows.jsonl", 50)
+    settings = [
+        f"model={save_tiny_encoder_decoder('bart', tmp_path / 'model', dropout=0.1)}", f"method={method}", "task.metrics=[exact_match]",
+        "task.num_generated_in_training=4", "data.validation=20%", "train.precision=fp32", "train.epochs=2", "train.batch_size=4",
+        "train.gradient_accumulation_steps=2", "train.learning_rate=5e-3", "train.save_steps=3", "train.eval_steps=3", "train.logging_steps=1",
+        "train.save_total_limit=none",
+    ]  # fmt: skip
+    straight = tunesmith.train(str(data), settings, run=tmp_path / "straight", quiet=True)
+    resumed = pipeline.resume(_crashed(data, settings, tmp_path / "stopped", monkeypatch), quiet=True)
+    name = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+    weights = [load_file(run.directory.model / name) for run in (straight, resumed)]
+    assert _assert_same_tensors(*weights) > 4
+    results = [run.directory.read_json("eval/validation.json") for run in (straight, resumed)]
+    assert results[0] == results[1]
+    assert results[0]["num_generated"] == 10
+    logs = [run.directory.read_json("checkpoints/checkpoint-9/trainer_state.json")["log_history"] for run in (straight, resumed)]
+    assert logs[0] == logs[1]
+    assert any("eval_exact_match" in entry for entry in logs[0])
