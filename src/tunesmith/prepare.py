@@ -208,6 +208,9 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     data = prepare_data(spec, rejected)
     resolved, task = data.resolved, data.task
     method = METHODS.get(spec.method.name)
+    if task.loader and method.quantization(spec.method) is not None:
+        problem = f"the models of {task.name} are loaded by another library, which would not quantise their base"
+        raise InputError("spec.conflict", problem, where="method", found=method.name, fix="method: lora")
     files, resolved = _model_files(resolved, data, method, use_cache)
     tokenizer = load_tokenizer(files.path)
     head = task.head(resolved.spec.task)

@@ -196,3 +196,30 @@ def test_what_is_saved_is_loaded_elsewhere(bert: Path, tmp_path: Path, settings:
     np.testing.assert_allclose(vectors[0], pooled.detach().numpy(), atol=1e-5)
     [pair] = run.predict([(texts[0], texts[1])])
     assert pair == {"text": texts[0], "pair": texts[1], "score": pytest.approx(float(plain.similarity(*plain.encode(texts[:2]))), abs=1e-5)}
+    with pytest.raises(tunesmith.InputError, match="different things"):
+        run.predict([texts[0], (texts[0], texts[1])])
+    with pytest.raises(tunesmith.InputError, match="text and pair"):
+        run.predict([tuple(texts[:3])])
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    by_file = list(run.predict_file(str(tmp_path / "texts.jsonl"), quiet=True))
+    np.testing.assert_allclose([row["embedding"] for row in by_file], vectors, atol=1e-6)
+    compared = run.evaluate(compare=True, quiet=True)
+    assert compared["base"]["metrics"].keys() == compared["metrics"].keys()
+    assert compared["base"]["metrics"] != compared["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "auto_model"), [("bert", "AutoModel"), ("llama", "AutoModelForCausalLM")])
+def test_adapters_are_merged_into_one_model(tmp_path: Path, kind: str, auto_model: str) -> None:
+    model = save_tiny(kind, tmp_path / kind, auto_model)
+    data = write_pairs(tmp_path / "rows.jsonl", "pairs", 40)
+    settings = [f"model={model}", "method=lora", "train.precision=fp32", "train.max_steps=2", "train.learning_rate=5e-3"]
+    run = tunesmith.train(str(data), settings, run=tmp_path / "run", quiet=True)
+    assert json.loads((run.path / "proof.json").read_text())["proven"]
+    assert run.spec.task.pooling == ("lasttoken" if kind == "llama" else "mean")
+    proof = run.merge(tmp_path / "merged", quiet=True)
+    assert proof["proven"]
+    text = rows("pairs", 1)[0]["anchor"]
+    [row] = run.predict([text])
+    plain = SentenceTransformer(str(tmp_path / "merged"), device="cpu")
+    np.testing.assert_allclose(row["embedding"], plain.encode(text), atol=1e-4)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.rows import Opened, decide_columns, open_sources
+from tunesmith.data.sniff import FORMATS
 from tunesmith.data.sources import shorten_name
+from tunesmith.data.text import content_suffix
 from tunesmith.errors import InputError
 from tunesmith.registry import TASKS, Decision
 from tunesmith.schema import comment_spec
@@ -121,6 +123,10 @@ def _first_rows(opened: Opened) -> list[str]:
 
 
 def data_spec(source: str, like: DataSpec) -> DataSpec:
-    """The reading settings of a run's data, for another file; a file alone is not one of two parallel texts."""
-    format = "auto" if like.format == "parallel" else like.format
-    return like.model_copy(update={"train": source, "validation": "none", "test": "none", "root": ".", "format": format})
+    """The reading settings of a run's data, for another file; how fields are laid out only where it is of the same format, and a file alone
+    is not one of two parallel texts."""
+    first = like.train if isinstance(like.train, str) else like.train[0]
+    formats = [FORMATS.get(content_suffix(Path(name)), "") for name in (first, source)]
+    layout = ("format", "delimiter", "header", "quoting", "extra_fields") if formats[0] != formats[1] else ()
+    plain = {name: DataSpec.model_fields[name].default for name in (*layout, *(["format"] if like.format == "parallel" else []))}
+    return like.model_copy(update={**plain, "train": source, "validation": "none", "test": "none", "root": "."})

@@ -248,7 +248,7 @@ class Run:
 
     def predict(self, rows: str | Sequence[Any], *, quiet: bool = True) -> list[dict[str, Any]]:
         """One prediction a row, in their order: `{text, label, score, scores}`, `{text, labels, scores}` or `{text, value}`; for tokens
-        `{text, tokens, entities}` or `{text, tokens, tags, tag_scores}`.
+        `{text, tokens, entities}` or `{text, tokens, tags, tag_scores}`; for vectors `{text, embedding}`, or `{text, pair, score}` of two.
 
         A row is a text, (text, pair), a list of tokens, or a mapping with these. Where the task writes, a row is a text (what the user
         says, or what is to be written on), a list of messages, or a mapping as in a data file, and a prediction has `answer`,
@@ -260,6 +260,10 @@ class Run:
         plain = [self._plain_row(row, index) for index, row in enumerate(listed)]
         if not plain:
             return []
+        for index, row in enumerate(plain):
+            if row.keys() != plain[0].keys():
+                found = f"{' and '.join(row)}; row:1 has {' and '.join(plain[0])}"
+                raise InputError("data.column_type", "the rows hold different things", where=f"row:{index + 1}", found=found)
         columns = {name: [row[name] for row in plain] for name in plain[0]}
         dataset = datasets.Dataset.from_dict({**columns, "file": [0] * len(plain), "line": list(range(1, len(plain) + 1))})
         return list(self._predicted(Rows("data", dataset, ["row"]), quiet))
@@ -271,6 +275,9 @@ class Run:
             names = [role.name for role in task.roles]
             by_kind = names[0] if isinstance(row, list) else next((name for name in ("prompt", "text") if name in names), names[0])
             values = row if isinstance(row, dict) else dict(zip(names, row, strict=False)) if isinstance(row, tuple) else {by_kind: row}
+            if isinstance(row, tuple) and len(row) > len(names):
+                problem = f"a row of this run is {' and '.join(names)}"
+                raise InputError("data.column_type", problem, where=where, found=repr(row)[:100])
             columns = {name: name for name in names if name in values}
         else:
             names = ["text"] + (["pair"] if "pair" in self.spec.data.columns else [])
