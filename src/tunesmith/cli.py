@@ -52,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("resume", _resume, "go on with a run that was stopped")
     command.add_argument("run", metavar="RUN")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="another length or rate, e.g. train.epochs=5")
+    command.add_argument("--accept-changes", action="store_true", help="go on although the spec or the environment is not what it was")
     _add_json(command)
 
     _add_uses(add)
@@ -128,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TunesmithError as error:
         return _report(error, wants_json)
     except KeyboardInterrupt:
-        return _report(RunError("run.interrupted", "interrupted before the first step ended", fix="start again"), wants_json)
+        return _report(RunError("run.interrupted", "interrupted", fix="start again"), wants_json)
     except MemoryError:
         fix = "lower train.max_tokens_per_micro_batch or task.max_length"
         return _report(RunError("run.out_of_memory", "the machine ran out of memory", fix=fix), wants_json)
@@ -248,7 +250,7 @@ def _train(arguments: Arguments) -> None:
 def _resume(arguments: Arguments) -> None:
     from tunesmith.pipeline import resume
 
-    _print_run(resume(arguments.run), arguments.json)
+    _print_run(resume(arguments.run, arguments.overrides, accept_changes=arguments.accept_changes), arguments.json)
 
 
 def _print_run(run: Any, as_json: bool) -> None:

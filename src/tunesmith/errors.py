@@ -12,6 +12,7 @@ CODES: dict[str, str] = {
     "usage.argument": "The command line has an argument that the command does not take.",
     "usage.no_such_run": "The folder named is not a run directory.",
     "usage.run_exists": "The run directory named already holds something.",
+    "usage.run_in_use": "Another process works on the run.",
     "usage.nothing_to_resume": "The run has no complete checkpoint, or it has already finished.",
     "usage.output_exists": "The output file cannot be written.",
     "usage.missing_extra": "An optional dependency is not installed.",
@@ -69,9 +70,13 @@ CODES: dict[str, str] = {
     "method.no_target": "target_modules names modules that the model does not have.",
     "method.idle": "Parts that ought to be trained have no gradient at the first step.",
     # the run
-    "run.non_finite": "The loss became infinite or not a number.",
+    "run.non_finite": "The loss or the gradient became infinite or not a number.",
     "run.out_of_memory": "The machine ran out of memory.",
     "run.interrupted": "The run was interrupted.",
+    "run.changed": "The spec or the environment is no longer what the checkpoint was written with.",
+    "run.best_lost": "The best checkpoint is damaged or gone, and the run would have ended with it.",
+    "run.no_room": "The disk has no room for a checkpoint.",
+    "run.not_written": "A checkpoint could not be written.",
     "run.proof": "The saved model does not compute what was trained.",
     "run.failed": "The run failed for a reason outside tunesmith.",
 }

@@ -11,8 +11,12 @@ from tunesmith.errors import InputError, RunError
 from tunesmith.prepare import Prepared, check_tokenizer, check_unchanged, prepare
 from tunesmith.registry import METHODS
 from tunesmith.resolve import USED_IN_CLOSED_FORM, total_steps
+from tunesmith.runs.changes import SCHEDULE, check_changes, differences
+from tunesmith.runs.checkpoints import Checkpoints, newest_checkpoint, read_state, set_aside, step_of
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.runs.environment import describe_environment, peak_memory_bytes
+from tunesmith.runs.interruption import Interruption
+from tunesmith.runs.lock import locked
 from tunesmith.runs.progress import Progress, format_seconds
 from tunesmith.spec import RunSpec, TrainSpec
 
@@ -38,46 +42,81 @@ def train(
     progress = Progress(quiet)
     spec = spec_of(source, overrides)
     directory = RunDirectory.create(run, spec.task.name)
-    try:
-        prepared = prepare(spec, directory.path / "rejected.jsonl", use_cache)
-        job = build_job(prepared, directory)
-    except InputError:
-        _remove_if_empty(directory)
-        raise
-    directory.write_spec("spec.yaml", spec.model_dump(exclude_unset=True))
-    directory.write_spec("resolved.yaml", prepared.spec.model_dump())
-    directory.write_json("decisions.json", [vars(decision) for decision in prepared.resolved.decisions])
-    directory.write_json("environment.json", describe_environment())
-    directory.write_json("data.json", prepared.data.fingerprint)
-    _show(prepared, directory, progress)
-    return run_job(job, prepared, directory, progress)
+    interruption = Interruption(directory.path)
+    with locked(directory.path), interruption.listening():
+        try:
+            prepared = prepare(spec, directory.path / "rejected.jsonl", use_cache)
+            job = build_job(prepared, directory, interruption, progress)
+        except InputError:
+            _remove_if_empty(directory)
+            raise
+        directory.write_spec("spec.yaml", spec.model_dump(exclude_unset=True))
+        directory.write_json("decisions.json", [vars(decision) for decision in prepared.resolved.decisions])
+        directory.write_json("environment.json", describe_environment())
+        directory.write_json("data.json", prepared.data.fingerprint)
+        directory.write_spec("resolved.yaml", prepared.spec.model_dump())  # last: from here on it is a run
+        _show(prepared, directory, progress)
+        return run_job(job, prepared, directory, progress)
 
 
-def resume(path: str | Path, *, quiet: bool = False) -> Run:
+def resume(path: str | Path, overrides: Iterable[str] = (), *, accept_changes: bool = False, quiet: bool = False) -> Run:
     """Goes on with a run that was stopped, from its newest whole checkpoint, or from the start when there is none.
 
-    Raises InputError when the run is complete or its data has changed; RunError as `train`.
+    With overrides such as `train.epochs=5` or `train.learning_rate=1e-5`, a run that is complete goes on too.
+    Raises InputError when the run is complete, or its data, spec or environment has changed; RunError as `train`.
     """
-    from tunesmith.runs.checkpoints import newest_checkpoint
+    directory, progress, overrides = RunDirectory.open(path), Progress(quiet), tuple(overrides)
+    interruption = Interruption(directory.path)
+    with locked(directory.path) as dead_owner, interruption.listening():
+        if directory.is_complete and not overrides:
+            problem, fix = "the run is complete", "`tunesmith evaluate` or `tunesmith predict`; or go on for longer: train.epochs=N"
+            raise InputError("usage.nothing_to_resume", problem, where=str(directory.path), fix=fix)
+        directory.cut_events()
+        checkpoint, damaged = _checkpoint(directory, accept_changes)
+        spec = directory.spec(overrides)
+        origin = read_state(checkpoint, "run_state.json") if checkpoint else {}
+        changed = differences(origin.get("spec", directory.spec().model_dump(mode="json")), spec.model_dump(mode="json"))
+        asked = tuple(override.partition("=")[0].strip() for override in overrides)
+        prepared = prepare(spec, directory.path / "rejected.jsonl")
+        now = _environment(prepared)
+        check_changes(changed, differences(origin.get("environment", now), now), asked, accept_changes)
+        check_unchanged(directory, prepared.data)
+        steps = total_steps(spec, len(prepared.encoded["train"]))
+        if directory.is_complete and checkpoint and step_of(checkpoint) >= steps:
+            problem, fix = "the run has taken all its steps", f"more than {step_of(checkpoint)} steps: train.epochs=N or train.max_steps=N"
+            raise InputError("usage.nothing_to_resume", problem, where=str(directory.path), found=f"{steps} steps", fix=fix)
+        if checkpoint and prepared.files.is_new:
+            check_tokenizer(checkpoint, prepared.tokenizer)
+        for folder in damaged:
+            progress.say(f"{folder.name} is incomplete or damaged: not used, and kept as {set_aside(folder).name}")
+        progress.say(f"goes on from {checkpoint.name}" if checkpoint else "no checkpoint yet: starts from the beginning")
+        directory.add_event(
+            "resume", checkpoint=checkpoint.name if checkpoint else None, damaged=[folder.name for folder in damaged], changed=changed,
+            dead_owner=dead_owner,
+        )  # fmt: skip
+        job = build_job(prepared, directory, interruption, progress)
+        job.has_new_schedule = any(key in SCHEDULE for key in changed)
+        directory.write_spec("resolved.yaml", prepared.spec.model_dump())
+        (directory.path / "result.json").unlink(missing_ok=True)
+        return run_job(job, prepared, directory, progress, checkpoint)
 
-    directory, progress = RunDirectory.open(path), Progress(quiet)
-    if directory.is_complete:
-        raise InputError(
-            "usage.nothing_to_resume", "the run is complete", where=str(directory.path), fix="`tunesmith evaluate` or `tunesmith predict`"
-        )
-    prepared = prepare(directory.spec(), directory.path / "rejected.jsonl")
-    check_unchanged(directory, prepared.data)
-    checkpoint, damaged = newest_checkpoint(directory.checkpoints)
-    if checkpoint and prepared.files.is_new:
-        check_tokenizer(checkpoint, prepared.tokenizer)
-    for folder in damaged:
-        progress.say(f"{folder.name} is incomplete or damaged, and is not used")
-    progress.say(f"goes on from {checkpoint.name}" if checkpoint else "no checkpoint yet: starts from the beginning")
-    directory.add_event("resume", checkpoint=checkpoint.name if checkpoint else None, damaged=[folder.name for folder in damaged])
-    return run_job(build_job(prepared, directory), prepared, directory, progress, checkpoint)
+
+def _checkpoint(directory: RunDirectory, accept_changes: bool) -> tuple[Path | None, list[Path]]:
+    """The checkpoint to go on from, and those that are damaged; newer ones that cannot be used for want of their best are set aside."""
+    checkpoint, damaged = newest_checkpoint(directory.checkpoints, not accept_changes)
+    every = Checkpoints(directory.checkpoints).all()
+    newer = [path for path in every if checkpoint is not None and step_of(path) > step_of(checkpoint) and path not in damaged]
+    return checkpoint, damaged + newer
 
 
-def build_job(prepared: Prepared, directory: RunDirectory) -> Job:
+def _environment(prepared: Prepared) -> dict[str, Any]:
+    """What the bits of a run depend on beside its spec and data."""
+    return {**describe_environment(), "accelerations": prepared.accelerations}
+
+
+def build_job(
+    prepared: Prepared, directory: RunDirectory, interruption: Interruption | None = None, progress: Progress | None = None
+) -> Job:
     """What the engine needs."""
     from tunesmith.engines.arguments import training_arguments
     from tunesmith.engines.callbacks import RecordRun
@@ -85,7 +124,15 @@ def build_job(prepared: Prepared, directory: RunDirectory) -> Job:
 
     spec, encoded = prepared.spec, prepared.encoded
     validation = encoded.get("validation") if spec.train.eval_steps != "none" else None
-    arguments = training_arguments(spec, total_steps(spec, len(encoded["train"])), directory.checkpoints)
+    limit = spec.train.save_total_limit
+    checkpoints = Checkpoints(directory.checkpoints, None if limit == "none" else limit, directory.add_checkpoint)
+    arguments = training_arguments(spec, total_steps(spec, len(encoded["train"])), checkpoints.partial)
+    shown = progress or Progress(quiet=True)
+
+    def report(kind: str, **values: Any) -> None:
+        directory.add_event(kind, **values)
+        shown.say(f"{kind.replace('_', ' ')} at step {values['step']}: {values['found']}")
+
     return Job(
         spec,
         prepared.task,
@@ -97,6 +144,11 @@ def build_job(prepared: Prepared, directory: RunDirectory) -> Job:
         arguments,
         prepared.accelerations,
         [RecordRun(directory)],
+        checkpoints=checkpoints,
+        interruption=interruption or Interruption(directory.path),
+        report=report,
+        origin={"spec": spec.model_dump(mode="json"), "environment": _environment(prepared)},
+        limits={event["step"]: event["tokens"] for event in directory.events() if event["event"] == "memory"},
     )
 
 
@@ -108,8 +160,10 @@ def run_job(job: Job, prepared: Prepared, directory: RunDirectory, progress: Pro
     with prepared.accelerated():
         outcome = _fit(job, directory, progress, checkpoint)
     if outcome.stopped_by is not None:
+        saved = Checkpoints(directory.checkpoints).all()
+        kept = f"{saved[-1].name} was saved" if saved else "there was no checkpoint to save yet"
         raise RunError(
-            "run.interrupted", f"{outcome.stopped_by} stopped the run after step {outcome.steps}; a checkpoint was saved",
+            "run.interrupted", f"{outcome.stopped_by} stopped the run after step {outcome.steps}; {kept}",
             where=str(directory.path), fix=f"tunesmith resume {directory.path}",
         )  # fmt: skip
     save_and_prove(prepared, directory)
@@ -119,6 +173,7 @@ def run_job(job: Job, prepared: Prepared, directory: RunDirectory, progress: Pro
         "split": "test" if "test" in results else next(iter(results), None),
         **{split: values["metrics"] for split, values in results.items()},
         "steps": outcome.steps,
+        **outcome.counts,
         "best_checkpoint": outcome.best_checkpoint and Path(outcome.best_checkpoint).name,
         "fit_seconds": round(outcome.seconds, 3),
         "train_seconds": round(time.perf_counter() - started, 3),

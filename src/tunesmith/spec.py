@@ -194,6 +194,8 @@ class TrainSpec(Section):
     """Stop after this many evaluations without a better one."""
     early_stopping_threshold: NonNegative = 0.0
     """How much better an evaluation must be to count."""
+    on_non_finite: Literal["error", "skip"] = "error"
+    """What to do where a loss or a gradient is not finite: end the run, or leave the weights as they are for that step, and say so."""
     eval_batch_size: PositiveInt = 64
     """Most examples in one forward pass of evaluation and prediction."""
     extra: dict[str, Any] = Field(default_factory=dict)

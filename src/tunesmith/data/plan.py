@@ -53,10 +53,11 @@ class BatchPlan:
         """Every step of an epoch, as one process computes it."""
         return [self.cut(rows[rank :: self.world_size]) for rows in self.drawn(epoch)]
 
-    def cut(self, rows: np.ndarray) -> Step:
-        """Rows sorted by length and cut where the micro-batch would exceed its tokens, or where padding would cost more than a pass."""
+    def cut(self, rows: np.ndarray, tokens: int | None = None) -> Step:
+        """Rows sorted by length and cut where the micro-batch would exceed its tokens (or `tokens`, where the plan's are too many), or
+        where padding would cost more than a pass."""
         cut = fill if self.pack else cut_evenly if self.end_to_end else cut_by_length
-        return [rows[part] for part in cut(self.lengths[rows], self.tokens_per_micro_batch)]
+        return [rows[part] for part in cut(self.lengths[rows], tokens or self.tokens_per_micro_batch)]
 
     def num_computed(self, part: np.ndarray) -> int:
         """Tokens that the model computes for a micro-batch, padding among them."""

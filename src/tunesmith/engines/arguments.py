@@ -112,7 +112,7 @@ def _own_arguments(spec: RunSpec, num_steps: int, folder: Path) -> dict[str, Any
         "label_smoothing_factor": float(train.label_smoothing_factor),
         "seed": train.seed,
         "logging_steps": train.logging_steps,
-        "save_total_limit": None if train.save_total_limit == "none" else train.save_total_limit,
+        "save_total_limit": None,  # Checkpoints removes them: Trainer sees only the one that it writes
         "load_best_model_at_end": train.load_best_model_at_end,
         "metric_for_best_model": train.metric_for_best_model,
         "greater_is_better": greater[str(train.metric_for_best_model)],

@@ -1,19 +1,25 @@
-"""What happens beside the steps: events to the run directory, manifests for checkpoints, progress for people."""
+"""What happens beside the steps: events to the run directory, checkpoints, progress for people."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
-from tunesmith.runs.checkpoints import seal_checkpoint
+from tunesmith.runs.checkpoints import Checkpoints
 from tunesmith.runs.directory import RunDirectory
+from tunesmith.runs.interruption import Interruption
 from tunesmith.runs.progress import Activity
+
+STATE = "run_state.json"
+"""What a checkpoint holds beside Trainer's files: the spec, the environment, and what the next log counts from."""
 
 
 class RecordRun(TrainerCallback):  # type: ignore[misc]
-    """Writes what Trainer logs to events.jsonl, and seals each checkpoint."""
+    """Writes what Trainer logs to events.jsonl."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
@@ -21,10 +27,66 @@ class RecordRun(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.run.add_event("evaluation" if "eval_loss" in (logs or {}) else "log", step=state.global_step, **(logs or {}))
 
+
+class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Puts checkpoints in place once Trainer has written them aside, and takes those that signals and people ask for.
+
+    A checkpoint at the end of an epoch is written after what that end brings: otherwise a run resumed from it would miss the evaluation.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, interruption: Interruption, steps_per_epoch: int, has_new_schedule: bool) -> None:
+        self.checkpoints, self.interruption = checkpoints, interruption
+        self.steps_per_epoch, self.has_new_schedule = steps_per_epoch, has_new_schedule
+        self._owed = False
+        self._saved_step = -1
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.best_global_step and (best := self.checkpoints.path(state.best_global_step)).is_dir():
+            state.best_model_checkpoint = str(best)  # wherever the run directory stands now
+        elif args.load_best_model_at_end:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        if self.has_new_schedule:
+            schedule = kwargs["lr_scheduler"]
+            schedule.base_lrs = [args.learning_rate] * len(schedule.base_lrs)
+            factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+            schedule._last_lr = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+            for group, rate in zip(kwargs["optimizer"].param_groups, schedule._last_lr, strict=True):
+                group["lr"], group["initial_lr"] = rate, args.learning_rate
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.interruption.take_request():
+            control.should_save = True
+        self._stop(control)
+        if control.should_save and state.global_step % self.steps_per_epoch == 0:
+            control.should_save, self._owed = False, True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._owed:
+            self._stop(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.interruption.signal and state.global_step % self.steps_per_epoch and state.global_step < state.max_steps:
+            # Stopped within the epoch: its end comes when the run goes on.
+            control.should_evaluate = control.should_log = control.should_save = False
+        if self._owed:
+            control.should_save, self._owed = state.global_step != self._saved_step, False
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        seal_checkpoint(checkpoint)
-        self.run.add_event("checkpoint", step=state.global_step, path=str(checkpoint.relative_to(self.run.path)))
+        written = Path(args.output_dir) / self.checkpoints.path(state.global_step).name
+        if state.best_model_checkpoint:
+            state.best_model_checkpoint = str(self.checkpoints.path(state.best_global_step))
+            state_file = written / TRAINER_STATE_NAME
+            values = json.loads(state_file.read_text(encoding="utf-8"))
+            values["best_model_checkpoint"] = state.best_model_checkpoint
+            state_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        self.checkpoints.publish(state.global_step, [state.best_global_step] if state.best_model_checkpoint else [])
+        self._saved_step = state.global_step
+        self._stop(control)
+        control.should_save = False
+
+    def _stop(self, control: Any) -> None:
+        if self.interruption.signal:
+            control.should_save = control.should_training_stop = True
 
 
 class ShowTraining(TrainerCallback):  # type: ignore[misc]

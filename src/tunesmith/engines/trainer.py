@@ -6,19 +6,18 @@ its rows divided by the weight of the whole step, so the gradient is that of the
 
 from __future__ import annotations
 
-import re
-import signal
-import threading
+import json
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -33,13 +32,17 @@ from tunesmith.data.collate import collate_columns
 from tunesmith.data.encode import Encoded, training_key
 from tunesmith.data.plan import BatchPlan, Step
 from tunesmith.engines.answers import score_answers
+from tunesmith.engines.callbacks import STATE, SaveCheckpoints
+from tunesmith.engines.failures import explained, is_out_of_memory, out_of_memory
+from tunesmith.engines.loader import PlanLoader
 from tunesmith.engines.scoring import Scorer
+from tunesmith.engines.watch import SHOWN_ROWS, Watch, first_non_finite_module, is_finite, last_non_finite_gradient, shown_rows
 from tunesmith.errors import RunError
 from tunesmith.registry import METHODS, Task
+from tunesmith.runs.checkpoints import Checkpoints, is_whole, read_state
+from tunesmith.runs.interruption import Interruption
 from tunesmith.spec import RunSpec
 from tunesmith.speed.optimizer import AdamW
-
-SHOWN_ROWS = 8
 
 
 @dataclass
@@ -58,6 +61,17 @@ class Job:
     """Names of those that the model is given while this job is fitted."""
     callbacks: list[TrainerCallback] = field(default_factory=list)
     advance_evaluation: Callable[[int], None] = lambda rows: None
+    checkpoints: Checkpoints | None = None
+    """Where checkpoints are put; `arguments.output_dir` is where Trainer writes them."""
+    interruption: Interruption = field(default_factory=Interruption)
+    report: Callable[..., None] = lambda kind, **values: None
+    """(kind of event, its values): tells what happened on the way."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What a checkpoint says of the run that it belongs to."""
+    limits: dict[int, int] = field(default_factory=dict)
+    """Most tokens of a micro-batch from a step on (counted from 0), where memory did not suffice for the plan's."""
+    has_new_schedule: bool = False
+    """Whether learning rate or length are not those that the checkpoint was written with."""
 
     @property
     def scorer(self) -> Scorer:
@@ -85,7 +99,7 @@ class Job:
             return collate_columns(part, self.train, indices, self.task, section, pad, self.plan.pack)
 
         labels, micro_batches = columns["labels"], [collate(indices) for indices in step]
-        return {"micro_batches": micro_batches, "rows": step, "weight": self.task.loss_weight(section, labels)}
+        return {"micro_batches": micro_batches, "rows": step, "drawn": rows, "weight": self.task.loss_weight(section, labels)}
 
 
 @dataclass(frozen=True)
@@ -99,76 +113,8 @@ class Outcome:
     best_checkpoint: str | None
     stopped_by: str | None = None
     """The signal that stopped it, if one did."""
-
-
-class StopRequest(TrainerCallback):  # type: ignore[misc]
-    """Turns SIGINT and SIGTERM into a checkpoint at the end of the step; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.signal is not None:
-            control.should_save = True
-            control.should_training_stop = True
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listens for signals; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, frame: Any) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = signal.Signals(number).name
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-class _Steps(Dataset[Any]):
-    """Hands each step of the plan to the collator whole."""
-
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __getitems__(self, numbered: list[Any]) -> list[Any]:
-        return numbered
-
-
-class _PlanSampler(Sampler[list[Any]]):
-    """The steps of an epoch, as this process computes them."""
-
-    def __init__(self, plan: BatchPlan, rank: int) -> None:
-        self.plan, self.rank, self.epoch = plan, rank, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose steps come next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.plan.steps_per_epoch
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        for rows in self.plan.drawn(self.epoch):
-            yield [self.plan.cut(rows[self.rank :: self.plan.world_size]), rows, self.epoch]
-
-
-class _PlanLoader(DataLoader[Any]):
-    """A loader that tells its plan the epoch; left unprepared by accelerate, since the plan knows the processes."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose steps come next."""
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    counts: dict[str, int] = field(default_factory=dict)
+    """Steps that were skipped, losses that jumped, gradients that were zero."""
 
 
 class PlannedTrainer(Trainer):  # type: ignore[misc]
@@ -177,7 +123,8 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
     loss_is_scaled_for_ga = True
 
     def __init__(self, job: Job) -> None:
-        self.job = job
+        self.job, self.watch = job, Watch(job.report)
+        self._step: dict[str, Any] = {}
         super().__init__(
             model=job.model,
             args=job.arguments,
@@ -195,7 +142,10 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if "optimizer" in self.job.accelerations and not isinstance(optimizer, AdamW):
             self.optimizer = optimizer = adamw = AdamW(optimizer.param_groups)
-            self.accelerator.clip_grad_norm_ = lambda parameters, max_norm, norm_type=2: adamw.clip(parameters, max_norm)
+            clip: Callable[..., torch.Tensor] = lambda parameters, max_norm, norm_type=2: adamw.clip(parameters, max_norm)  # noqa: E731
+        else:
+            clip = type(self.accelerator).clip_grad_norm_.__get__(self.accelerator)
+        self.accelerator.clip_grad_norm_ = lambda *arguments, **named: self._judge_step(clip(*arguments, **named))
         return optimizer
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
@@ -216,19 +166,33 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The steps of the plan."""
-        sampler = _PlanSampler(self.job.plan, self.args.process_index)
-        return _PlanLoader(_Steps(len(self.job.train)), batch_sampler=sampler, collate_fn=lambda numbered: self.job.step_batch(*numbered))
+        job = self.job
+        return PlanLoader(job.plan, len(job.train), self.args.process_index, job.limits, job.step_batch)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of every micro-batch of one step; returns the step's loss."""
         self._note_new_weights()
-        if self.job.task.whole_step(self.job.spec.task) is None:
-            total = self._step_in_parts(model, inputs)
-        else:
-            total = self._whole_step(model, inputs)
-        if self.state.global_step == 0:
+        self._step = {"rows": inputs["drawn"]}
+        drawn, total = _random_state(), None
+        while total is None:
+            try:
+                total = self._computed(model, inputs)
+            except (RuntimeError, MemoryError, OSError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = error.with_traceback(None)  # its frames hold the tensors that are too many
+            if total is None:
+                model.zero_grad()
+                inputs = self._halved(inputs, failure)
+                _restore_random_state(drawn)
+        if self.state.global_step == 0 and "skipped" not in self._step:
             self._refuse_idle(model)
+        self._step["loss"] = total
         return total
+
+    def _computed(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        whole = self.job.task.whole_step(self.job.spec.task) is not None
+        return self._whole_step(model, inputs) if whole else self._step_in_parts(model, inputs)
 
     def _step_in_parts(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
@@ -237,7 +201,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             with nullcontext() if index == last else self.accelerator.no_sync(model):
                 loss = super().training_step(model, micro_batch, inputs["weight"])
             if not torch.isfinite(loss):
-                raise self._non_finite(loss, inputs["rows"][index])
+                return self._lose_step(model, loss, [micro_batch], inputs["rows"][index])
             total += loss
         return total
 
@@ -248,7 +212,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         if len(parts) == 1 or self.job.task.whole_step(self.job.spec.task) == "one_graph":
             loss: torch.Tensor = super().training_step(model, {"micro_batches": parts, "labels": labels}, weight)
             if not torch.isfinite(loss):
-                raise self._non_finite(loss, np.concatenate(inputs["rows"]))
+                return self._lose_step(model, loss, parts, np.concatenate(inputs["rows"]))
             return loss
         model.train()
         drawn, found = [], []
@@ -259,7 +223,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         outputs = torch.cat(found).requires_grad_()
         loss = self.job.task.loss(self.job.spec.task, outputs, self._prepare_inputs({"labels": labels})["labels"], 0.0) / weight
         if not torch.isfinite(loss):
-            raise self._non_finite(loss, np.concatenate(inputs["rows"]))
+            return self._lose_step(model, loss, parts, np.concatenate(inputs["rows"]))
         (gradient,) = torch.autograd.grad(loss, outputs)
         cached = torch.split(gradient, [len(part) for part in found])
         for index, (part, state) in enumerate(zip(parts, drawn, strict=True)):
@@ -267,6 +231,51 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             with nullcontext() if index == len(parts) - 1 else self.accelerator.no_sync(model):
                 super().training_step(model, {"micro_batch": part, "labels": part["labels"], "gradient": cached[index]}, weight)
         return loss.detach()
+
+    def _halved(self, inputs: dict[str, Any], failure: BaseException) -> dict[str, Any]:
+        """The same step in micro-batches of half the tokens, as all that follow."""
+        plan, step = self.job.plan, self.state.global_step
+        largest = max(inputs["rows"], key=plan.num_computed)
+        tokens = plan.num_computed(largest)
+        in_one = self.job.task.whole_step(self.job.spec.task) == "one_graph"
+        if len(largest) == 1 or plan.world_size > 1 or in_one:
+            raise out_of_memory(failure, f"step {step + 1}, a micro-batch of {len(largest)} rows, {tokens} tokens")
+        self.job.limits[step] = limit = max(tokens // 2, int(plan.lengths[largest].max()))
+        self.job.report("memory", step=step, tokens=limit, found=f"{tokens} tokens in a micro-batch are too many for the memory there is")
+        rows = inputs["drawn"]
+        return self.job.step_batch(plan.cut(rows, limit), rows, step // plan.steps_per_epoch)
+
+    def _judge_step(self, norm: torch.Tensor) -> torch.Tensor:
+        """Looks at the norm of the step's gradient before the optimizer does."""
+        if "loss" in self._step and "skipped" not in self._step:
+            if is_finite(norm):
+                rows = self._step["rows"]
+                number = self.state.global_step + 1
+                self.watch.taken(number, self._step["loss"], float(norm), lambda: shown_rows(self.job.train.place, rows))
+            else:
+                self._refuse_step(f"the norm of the gradient is {float(norm)}", f"{last_non_finite_gradient(self.model)}, in a step of")
+        if "skipped" in self._step:
+            self.optimizer.zero_grad()
+        return norm
+
+    def _lose_step(self, model: Any, loss: torch.Tensor, parts: list[Any], rows: np.ndarray) -> torch.Tensor:
+        """A step whose loss is not finite: ends the run, or is left out."""
+        self._step["rows"] = rows
+        where = first_non_finite_module(self.model, lambda: [self._forward(model, self._prepare_inputs(part)) for part in parts])
+        self._refuse_step(f"the loss is {float(loss)}", f"{where}, among")
+        return torch.zeros_like(loss)
+
+    def _refuse_step(self, problem: str, found: str) -> None:
+        """Ends the run, or leaves the step out, as the spec says."""
+        number, rows = self.state.global_step + 1, self._step["rows"]
+        weights = all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+        found = f"{found} {shown_rows(self.job.train.place, rows)}; the weights are {'finite' if weights else 'no longer finite'}"
+        if self.job.spec.train.on_non_finite == "skip" and weights:
+            self._step["skipped"] = True
+            self.watch.skipped(number, f"{problem}: {found}")
+            return
+        fix = "lower train.learning_rate, raise train.warmup_steps, or train.precision=fp32; the last checkpoint is untouched"
+        raise RunError("run.non_finite", f"{problem} at step {number}", where=f"step {number}", found=found, fix=fix)
 
     def _note_new_weights(self) -> None:
         """Marks the trained weights as changed, whatever optimizer did it: accelerations keep copies of them."""
@@ -279,17 +288,35 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             fix = "leave them out of method.target_modules: nothing that the loss depends on passes through them"
             raise RunError("method.idle", "parts that ought to be trained have no gradient", where="step 1", found=shown, fix=fix)
 
-    def _non_finite(self, loss: torch.Tensor, rows: np.ndarray) -> RunError:
-        weights = all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
-        places = ", ".join(self.job.train.place(row) for row in rows[:SHOWN_ROWS]) + (", ..." if len(rows) > SHOWN_ROWS else "")
-        state = "finite" if weights else "no longer finite"
-        return RunError(
-            "run.non_finite",
-            f"the loss is {float(loss)} at step {self.state.global_step + 1}",
-            where=f"step {self.state.global_step + 1}",
-            found=f"in a micro-batch of {len(rows)} rows: {places}; the weights are {state}",
-            fix="lower train.learning_rate, raise train.warmup_steps, or train.precision=fp32; the last checkpoint is untouched",
-        )
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Upstream's; the loss is the mean since the last log even where the run was resumed in between."""
+        if "loss" in logs:
+            logs = {name: value for name, value in logs.items() if name != "loss" and math.isfinite(value)}
+            logs = {**self.watch.logged(), **logs}
+        super().log(logs, start_time)
+        if "train_runtime" in logs:
+            self._settle_checkpoints()
+
+    def _settle_checkpoints(self) -> None:
+        """Waits for the last checkpoint; the best, which is loaded next, must be whole."""
+        best = self.state.best_model_checkpoint
+        if self.job.checkpoints is None:
+            return
+        self.job.checkpoints.wait()
+        if self.args.load_best_model_at_end and best is not None and not is_whole(Path(best)):
+            fix = "`tunesmith resume`: it goes on from a checkpoint that is whole, or says which is lost"
+            raise RunError("run.best_lost", "the best checkpoint was damaged while the run went on", where=best, fix=fix)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Upstream's, with what a resumed run needs beside it, and without files that only pickle reads."""
+        checkpoints = self.job.checkpoints
+        if checkpoints is not None:
+            checkpoints.require_room(checkpoint_bytes(self.model, self.optimizer))
+        super().save_model(output_dir, _internal_call)
+        folder = Path(str(output_dir))
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            (folder / STATE).write_text(json.dumps({**self.job.origin, "watch": self.watch.state()}), encoding="utf-8")
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The task's metrics on the validation set."""
@@ -318,40 +345,42 @@ def _restore_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> Non
         torch.cuda.set_rng_state_all(state[1])
 
 
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search("not enough memory|can't allocate memory", str(error)):
-            fix = "lower train.max_tokens_per_micro_batch (the result stays the same) or task.max_length; then `tunesmith resume`"
-            raise RunError(
-                "run.out_of_memory", "the machine ran out of memory", found=" ".join(str(error).split())[:200], fix=fix
-            ) from error
-        raise
+def checkpoint_bytes(model: PreTrainedModel, optimizer: Any = None) -> int:
+    """Bytes of the tensors of a checkpoint; before the first step, those of AdamW."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    saved = trained if hasattr(model, "peft_config") else list(model.parameters())
+    states = [] if optimizer is None else [value for state in optimizer.state.values() for value in state.values()]
+    moments = sum(value.nbytes for value in states if isinstance(value, torch.Tensor)) or 2 * sum(each.nbytes for each in trained)
+    return int(moments + sum(each.nbytes for each in saved))
 
 
 def fit(job: Job, resume_from: Path | None = None) -> Outcome:
     """Trains the job's model, from the beginning or from a checkpoint; afterwards it holds the best or the last weights.
 
-    Raises RunError when the loss is not finite, or memory runs out.
+    Raises RunError when a number is not finite, memory runs out, or a checkpoint cannot be written.
     """
-    stop = StopRequest()
     patience = job.spec.train.early_stopping_patience
     if patience != "none":
         job.callbacks.append(EarlyStoppingCallback(patience, job.spec.train.early_stopping_threshold))
-    job.callbacks.append(stop)
-    trainer = PlannedTrainer(job)
+    if job.checkpoints is not None:
+        job.checkpoints.clear()
+        job.callbacks.append(SaveCheckpoints(job.checkpoints, job.interruption, job.plan.steps_per_epoch, job.has_new_schedule))
     start = time.perf_counter()
-    with stop.listening(), _memory_errors():
-        output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
+    with explained(str(job.arguments.output_dir)):
+        trainer = PlannedTrainer(job)
+        if resume_from is not None and "watch" in (state := read_state(resume_from, STATE)):
+            trainer.watch.load(state["watch"])
+        try:
+            with job.interruption.deferred():
+                output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
+        finally:
+            if job.checkpoints is not None:
+                job.checkpoints.close()
     # Accelerate wraps `forward` in autocast for mixed precision: the model handed back computes in the precision of its weights.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     state = trainer.state
-    stopped = stop.signal if state.global_step < state.max_steps else None
-    return Outcome(
-        state.global_step, time.perf_counter() - start, output.training_loss, state.best_metric, state.best_model_checkpoint, stopped
-    )
+    seconds, best = time.perf_counter() - start, state.best_model_checkpoint
+    return Outcome(state.global_step, seconds, output.training_loss, state.best_metric, best, job.interruption.signal, trainer.watch.counts)
 
 
 def time_steps(job: Job, steps: list[tuple[Step, np.ndarray]], advance: Callable[[], None]) -> list[float]:

@@ -1,22 +1,121 @@
-"""Checkpoints that are known to be whole: each is sealed by a manifest written after all its files."""
+"""Checkpoints that are known to be whole: written aside, sealed by a manifest of SHA-256, and renamed into place."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import RunError
 
 MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+DAMAGED = "damaged-"
+NAME = re.compile(r"checkpoint-(\d+)")
+ROOM = 1.05
+"""Bytes asked for, times those that the tensors have: configurations and tokenizers come on top."""
+
+
+class Checkpoints:
+    """checkpoints/ of a run. What is in `partial` is being written or removed; a checkpoint-N beside it is whole.
+
+    Sealing (hashes, fsync, rename) goes on in a thread while training does: the files it reads are written and change no more.
+    """
+
+    def __init__(self, folder: Path, limit: int | None = None, published: Callable[[Path], None] = lambda checkpoint: None) -> None:
+        self.folder, self.limit, self.published = folder, limit, published
+        self.partial = folder / PARTIAL
+        self._executor = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step stands once it is whole."""
+        return self.folder / f"checkpoint-{step}"
+
+    def all(self) -> list[Path]:
+        """Every checkpoint-N, oldest first."""
+        return sorted((path for path in self.folder.glob("checkpoint-*") if NAME.fullmatch(path.name)), key=step_of)
+
+    def require_room(self, num_bytes: int) -> None:
+        """Waits for what is being sealed. Raises RunError when the disk has no room for one more checkpoint."""
+        self.wait()
+        free, needed = shutil.disk_usage(self.folder).free, int(num_bytes * ROOM)
+        if free < needed:
+            raise RunError(
+                "run.no_room", "the disk has no room for a checkpoint", where=str(self.folder),
+                found=f"{free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB needed",
+                fix="free some space, then `tunesmith resume`; train.save_total_limit=1 keeps fewer checkpoints",
+            )  # fmt: skip
+
+    def publish(self, step: int, keep: Collection[int]) -> None:
+        """Seals what was written into `partial` for a step and puts it in place, then removes the oldest beyond the limit, but none of
+        `keep`."""
+        self.wait()
+        self._pending = self._executor.submit(self._publish, step, frozenset(keep))
+
+    def wait(self) -> None:
+        """Returns when everything published is in place. Raises what went wrong."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits, and removes what never became a checkpoint."""
+        try:
+            self.wait()
+        finally:
+            self._executor.shutdown()
+            self.clear()
+
+    def clear(self) -> None:
+        """Removes what an earlier process left half written or half removed."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _publish(self, step: int, keep: frozenset[int]) -> None:
+        checkpoint = self.path(step)
+        seal_checkpoint(self.partial / checkpoint.name)
+        if checkpoint.exists():
+            checkpoint.rename(self.partial / f"replaced-{step}")
+        (self.partial / checkpoint.name).rename(checkpoint)
+        sync(self.folder)
+        self.published(checkpoint)
+        kept = self.all()
+        spare = [path for path in kept[:-1] if step_of(path) not in keep]
+        for path in spare[: max(len(kept) - self.limit, 0) if self.limit is not None else 0]:
+            # Renamed first: what is half removed must not look like a damaged checkpoint.
+            removed = self.partial / f"removed-{step_of(path)}"
+            path.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
+        shutil.rmtree(self.partial / f"replaced-{step}", ignore_errors=True)
 
 
 def seal_checkpoint(folder: Path) -> None:
-    """Writes the manifest: SHA-256 of every file of the checkpoint."""
-    digests = {
-        path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST
-    }
+    """Brings every file to the disk, and after them the manifest: the SHA-256 of each."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    for path in files:
+        sync(path)
+    digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
     partial = folder / f".{MANIFEST}.partial"
     partial.write_text(json.dumps(digests, indent=2))
+    sync(partial)
     partial.replace(folder / MANIFEST)
+    for inner in sorted({path.parent for path in files} | {folder}, reverse=True):
+        sync(inner)
+
+
+def sync(path: Path) -> None:
+    """Brings a file or the names in a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_whole(folder: Path) -> bool:
@@ -24,23 +123,55 @@ def is_whole(folder: Path) -> bool:
     try:
         digests = json.loads((folder / MANIFEST).read_text())
         return bool(digests) and all(_sha256(folder / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest whole checkpoint-N under `folder`, or None, and newer ones that are not whole."""
-    damaged: list[Path] = []
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
-        if is_whole(checkpoint):
+def newest_checkpoint(folder: Path, needs_best: bool = True) -> tuple[Path | None, list[Path]]:
+    """The newest whole checkpoint-N under `folder` whose best checkpoint is whole too, or None; and those that are not whole.
+
+    Raises RunError when the best checkpoint is lost, and with it what every whole one would end with; unless that is not needed.
+    """
+    every = Checkpoints(folder).all()[::-1]
+    whole = [path for path in every if is_whole(path)]
+    damaged = [path for path in every if path not in whole]
+    names = {path.name for path in whole}
+    for checkpoint in whole:
+        best = _best_step(checkpoint)
+        if best is None or f"checkpoint-{best}" in names:
             return checkpoint, damaged
-        damaged.append(checkpoint)
+    if whole and not needs_best:
+        return whole[0], damaged
+    if whole:
+        problem = "the best checkpoint is lost, and those that are left would end with it"
+        found = ", ".join(path.name for path in damaged) + " damaged" if damaged else "it was removed"
+        fix = "put it back, or `tunesmith resume --accept-changes`: the best of what follows is kept"
+        raise RunError("run.best_lost", problem, where=str(folder / f"checkpoint-{_best_step(whole[0])}"), found=found, fix=fix)
     return None, damaged
 
 
-def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
+def _best_step(checkpoint: Path) -> int | None:
+    """The step of the checkpoint whose model a run that goes on from here may end with."""
+    state = read_state(checkpoint, "trainer_state.json")
+    return state.get("best_global_step") if state.get("best_model_checkpoint") else None
+
+
+def read_state(checkpoint: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a checkpoint; empty when there is none."""
+    path = checkpoint / name
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Renames a damaged checkpoint, so that it is neither used nor lost."""
+    names = [f"{DAMAGED}{checkpoint.name}", *(f"{DAMAGED}{checkpoint.name}-{number}" for number in range(2, 1000))]
+    target = next(path for path in (checkpoint.with_name(name) for name in names) if not path.exists())
+    return checkpoint.rename(target)
+
+
+def step_of(checkpoint: Path) -> int:
+    """N of checkpoint-N."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ data.json       files, hashes, counts             rejected.jsonl   rows left out
 events.jsonl    what happened, line by line       checkpoints/     checkpoint-N, each with its manifest
 model/          plain Hugging Face files          eval/            validation.json, test.json, ...
 proof.json      the saved model, reloaded         result.json      written last: the run is complete
+lock            who works on it now
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import InputError
+from tunesmith.runs.checkpoints import step_of, sync
+from tunesmith.runs.lock import LOCK
 from tunesmith.spec import RunSpec
 from tunesmith.spec_file import dump_values
 from tunesmith.strict import load_spec
+
+BEFORE_START = ("checkpoints", "eval", LOCK, "rejected.jsonl", "spec.yaml", "decisions.json", "environment.json", "data.json")
+"""What a run directory may hold before its last file that comes before training, resolved.yaml."""
 
 
 class RunDirectory:
@@ -37,7 +43,7 @@ class RunDirectory:
         Raises InputError when it already holds something or cannot be written.
         """
         folder = Path(path) if path is not None else _free_name(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{task}")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and all(_is_beginning(path) for path in folder.iterdir())):
             raise InputError(
                 "usage.run_exists",
                 "the run directory is not empty",
@@ -46,8 +52,8 @@ class RunDirectory:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "checkpoints").mkdir()
-            (folder / "eval").mkdir()
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "eval").mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(
                 "usage.run_exists", "the run directory cannot be made", where=str(folder), found=str(error), fix="give another --run"
@@ -84,9 +90,9 @@ class RunDirectory:
         """Whether the run ended, and its model was proven."""
         return (self.path / "result.json").is_file()
 
-    def spec(self) -> RunSpec:
-        """The resolved spec."""
-        return load_spec(self.path / "resolved.yaml")
+    def spec(self, overrides: Iterable[str] = ()) -> RunSpec:
+        """The resolved spec, with overrides such as `train.epochs=5` applied."""
+        return load_spec(self.path / "resolved.yaml", overrides)
 
     def write_spec(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes a spec as YAML."""
@@ -107,6 +113,17 @@ class RunDirectory:
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def add_checkpoint(self, checkpoint: Path) -> None:
+        """Notes that a checkpoint is in place."""
+        self.add_event("checkpoint", step=step_of(checkpoint), path=str(checkpoint.relative_to(self.path)))
+
+    def cut_events(self) -> None:
+        """Removes a last line that was cut off, so that the next one does not join it."""
+        path = self.path / "events.jsonl"
+        content = path.read_bytes() if path.is_file() else b""
+        if content and not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+
     def events(self) -> list[dict[str, Any]]:
         """All events; a last line that was cut off is left out."""
         path = self.path / "events.jsonl"
@@ -121,6 +138,14 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
+
+
+def _is_beginning(path: Path) -> bool:
+    """Whether this is part of a run that ended before its first step."""
+    if path.is_dir():
+        return path.name in BEFORE_START and not any(path.iterdir())
+    return path.name in BEFORE_START or path.name.endswith(".partial")
 
 
 def _free_name(path: Path) -> Path:
