@@ -64,6 +64,7 @@ CODES: dict[str, str] = {
     # the model
     "model.not_found": "The model is neither an alias, nor a folder, nor in the local hub cache.",
     "model.load": "The model or its tokenizer cannot be loaded.",
+    "model.remote_code": "The model needs Python code of its own, which is never run.",
     "model.hash": "A catalogued model's files are not the ones that were checked.",
     "model.tokenizer": "The tokenizer does not fit the task or the model.",
     "model.template": "The model's chat template is missing, or cannot be used for training.",
@@ -77,6 +78,7 @@ CODES: dict[str, str] = {
     "run.best_lost": "The best checkpoint is damaged or gone, and the run would have ended with it.",
     "run.no_room": "The disk has no room for a checkpoint.",
     "run.not_written": "A checkpoint could not be written.",
+    "run.not_read": "A checkpoint holds what is not loaded: code, or objects other than tensors and plain values.",
     "run.proof": "The saved model does not compute what was trained.",
     "run.failed": "The run failed for a reason outside tunesmith.",
 }

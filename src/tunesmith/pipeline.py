@@ -174,11 +174,14 @@ def run_job(job: Job, prepared: Prepared, directory: RunDirectory, progress: Pro
         **{split: values["metrics"] for split, values in results.items()},
         "steps": outcome.steps,
         **outcome.counts,
+        "data_changed": prepared.data.opened.changed(),
         "best_checkpoint": outcome.best_checkpoint and Path(outcome.best_checkpoint).name,
         "fit_seconds": round(outcome.seconds, 3),
         "train_seconds": round(time.perf_counter() - started, 3),
         "peak_memory_mb": round(peak_memory_bytes() / 1e6),
     }
+    if result["data_changed"]:
+        progress.say(f"changed while the run went on, which has what they held before: {', '.join(result['data_changed'])}")
     directory.write_json("result.json", result)
     directory.add_event("end", **result)
     progress.say(f"done in {format_seconds(result['train_seconds'])}: {directory.path}")

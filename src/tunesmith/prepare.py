@@ -123,6 +123,9 @@ def prepare_data(spec: RunSpec, rejected: Path | None = None) -> PreparedData:
             split: read_split(split, origins, columns, task, section, Path(work.name), findings)
             for split, origins in opened.origins.items()
         }
+        if changed := opened.changed():
+            fix = "wait until nothing writes to it any more"
+            raise InputError("data.changed", "a data file changed while it was read", where=", ".join(changed), fix=fix)
         left_out: dict[str, Any] = getattr(spec.task, "leave_out", {})
         if left_out and not findings.num_left_out:
             keys = ", ".join(f"{name}: {value}" for name, value in left_out.items())

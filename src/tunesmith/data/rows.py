@@ -39,6 +39,8 @@ class Origin:
     fingerprint: str
     """SHA-256 of the bytes, or what `datasets` calls the fingerprint."""
     sample: list[dict[str, Any]]
+    unchanged: Callable[[], bool] = lambda: True
+    """Whether the file is still the one that was opened."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Opened:
         """The first rows of the training files."""
         share = max(SAMPLE_ROWS // len(self.origins["train"]), 50)
         return [row for origin in self.origins["train"] for row in origin.sample[:share]]
+
+    def changed(self) -> list[str]:
+        """Names of the files that are no longer those that were opened."""
+        return [origin.name for origins in self.origins.values() for origin in origins if not origin.unchanged()]
 
 
 @dataclass
@@ -159,20 +165,34 @@ def _open_split(source: str | list[str], root: Path, data: DataSpec, running_tex
     return opened
 
 
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What another content of a file changes; empty when it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _open_file(path: Path, data: DataSpec, running_text: bool) -> Origin:
+    stamp = _stamp(path)
     dialect = sniff(path, data, running_text)
     read = [row.values for row in islice(read_rows(path, dialect, data), SAMPLE_ROWS) if isinstance(row, RawRow)]
     names = dialect.names or tuple(dict.fromkeys(name for row in read for name in row))
     dialect = replace(dialect, names=names)
-    return Origin(path.name, dialect, lambda: read_rows(path, dialect, data), _digest(path), read)
+    return Origin(path.name, dialect, lambda: read_rows(path, dialect, data), _digest(path), read, lambda: _stamp(path) == stamp)
 
 
 def _open_pair(pair: Pair, data: DataSpec) -> Origin:
+    stamps = [_stamp(path) for path in pair]
     first, second = (sniff(path, data.model_copy(update={"format": "lines"})).encoding for path in pair)
     because = () if data.format == "parallel" else ("parallel: two files that are named alike but for a language; the first is the source",)
     dialect = Dialect("parallel", first, names=(COLUMN,), because=because)
     read = [row.values for row in islice(read_pair(pair, (first, second)), SAMPLE_ROWS) if isinstance(row, RawRow)]
-    return Origin(pair_name(pair), dialect, lambda: read_pair(pair, (first, second)), "+".join(map(_digest, pair)), read)
+    digest = "+".join(map(_digest, pair))
+    return Origin(
+        pair_name(pair), dialect, lambda: read_pair(pair, (first, second)), digest, read, lambda: [_stamp(path) for path in pair] == stamps
+    )
 
 
 def _digest(path: Path) -> str:

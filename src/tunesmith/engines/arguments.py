@@ -41,6 +41,7 @@ WITHOUT_EFFECT = {
     "eval_do_concat_batches": "metrics are always computed as batches stream",
     "fp16_full_eval": "evaluation uses train.precision",
     "bf16_full_eval": "evaluation uses train.precision",
+    "hub_token": "set HF_TOKEN in the environment: a spec is written into the run",
     "include_for_metrics": "metrics belong to the task",
     "label_names": "labels belong to the task",
     "length_column_name": "steps are always cut by length",
@@ -144,7 +145,7 @@ def _extra_problems(extra: dict[str, Any], own: dict[str, Any], known: list[str]
     problems: list[Problem] = []
     for name, value in extra.items():
         where = f"train.extra.{name}"
-        shown = f"{name}={value}"[:100]
+        shown = name if name == "hub_token" else f"{name}={value}"[:100]
         if name in TrainSpec.model_fields and name not in known:
             problem = f"{name} is a setting of the train section"
             problems.append(Problem("spec.trainer_argument", problem, where, shown, f"say it as train.{name}"))

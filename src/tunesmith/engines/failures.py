@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,7 @@ import torch
 from tunesmith.errors import RunError
 from tunesmith.runs.environment import peak_memory_bytes, total_memory_bytes
 
-NO_MEMORY = re.compile("not enough memory|can.t allocate memory|cannot allocate memory|bad_alloc|could not create a (memory|prim)", re.I)
-    "not enough memory|can.t allocate memory|cannot allocate memory|bad_alloc|could not create a (memory|primitive)", re.I
-)
+NO_MEMORY = re.compile(r"not enough memory|can.t allocate memory|bad_alloc|could not create a (memory|primitive)", re.IGNORECASE)
 NOT_WRITTEN = re.compile(r"PytorchStreamWriter|unexpected pos|file write failed|iostream error|I/O error|No space left|File too large")
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
 
@@ -47,6 +46,9 @@ def explained(folder: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise out_of_memory(error, "outside of a micro-batch: the optimizer, a checkpoint, or evaluation") from error
+        if isinstance(error, pickle.UnpicklingError):
+            problem = "a file of the checkpoint holds more than tensors and plain values, and is not loaded"
+            raise RunError("run.not_read", problem, found=_shown(error), fix="remove this checkpoint, then `tunesmith resume`") from error
         gone = isinstance(error, FileNotFoundError) and folder in str(error)
         refused = gone or (isinstance(error, OSError) and error.errno in WRITING)
         if refused or NOT_WRITTEN.search(str(error)):

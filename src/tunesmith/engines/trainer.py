@@ -41,6 +41,7 @@ from tunesmith.errors import RunError
 from tunesmith.registry import METHODS, Task
 from tunesmith.runs.checkpoints import Checkpoints, is_whole, read_state
 from tunesmith.runs.interruption import Interruption
+from tunesmith.runs.secrets import redact
 from tunesmith.spec import RunSpec
 from tunesmith.speed.optimizer import AdamW
 
@@ -316,7 +317,8 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         folder = Path(str(output_dir))
         if self.args.should_save:
             (folder / "training_args.bin").unlink(missing_ok=True)
-            (folder / STATE).write_text(json.dumps({**self.job.origin, "watch": self.watch.state()}), encoding="utf-8")
+            state = json.dumps({**self.job.origin, "watch": self.watch.state()})
+            (folder / STATE).write_text(redact(state), encoding="utf-8")
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The task's metrics on the validation set."""
@@ -364,6 +366,8 @@ def fit(job: Job, resume_from: Path | None = None) -> Outcome:
         job.callbacks.append(EarlyStoppingCallback(patience, job.spec.train.early_stopping_threshold))
     if job.checkpoints is not None:
         job.checkpoints.clear()
+        if job.spec.train.save_steps != "none":
+            job.checkpoints.require_room(checkpoint_bytes(job.model))
         job.callbacks.append(SaveCheckpoints(job.checkpoints, job.interruption, job.plan.steps_per_epoch, job.has_new_schedule))
     start = time.perf_counter()
     with explained(str(job.arguments.output_dir)):

@@ -75,6 +75,10 @@ def load_errors(path: Path, what: str, fix: str = WRITTEN_BY_SAVE_PRETRAINED) ->
         raise
     except Exception as error:
         message = " ".join(str(error).split())[:300]
+        if "trust_remote_code" in message:
+            problem = f"the {what} is Python code that lies beside the weights, and tunesmith runs no code that came with a model"
+            fix = "a model that the installed transformers knows, or one that was converted to such a one"
+            raise InputError("model.remote_code", problem, where=str(path), found="auto_map in config.json", fix=fix) from error
         raise InputError(
             "model.load",
             f"the {what} cannot be loaded",
@@ -89,7 +93,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with load_errors(path, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     # Without its files upstream makes a tokenizer that knows no word, and says nothing.
     names = set(type(tokenizer).vocab_files_names.values())
     if names and not any((path / name).is_file() for name in names | {"tokenizer.json"}):
@@ -108,7 +112,7 @@ def load_config(path: Path) -> Any:
     from transformers import AutoConfig
 
     with load_errors(path, "model's configuration"):
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 def pretrained_labels(config: Any) -> tuple[str, ...]:
@@ -133,6 +137,7 @@ def load_model(path: Path, task: Task, head: dict[str, Any], seed: int, quantiza
         model, info = getattr(transformers, task.auto_model).from_pretrained(
             path,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
@@ -220,6 +225,7 @@ def load_trained(path: Path, auto_model: str, quantization: Any = None, head: di
         model = getattr(transformers, auto_model).from_pretrained(
             base,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             dtype="float32",
             quantization_config=quantization,

@@ -122,7 +122,8 @@ def is_whole(folder: Path) -> bool:
     """Whether every file of a checkpoint is there and has its SHA-256."""
     try:
         digests = json.loads((folder / MANIFEST).read_text())
-        return bool(digests) and all(_sha256(folder / name) == digest for name, digest in digests.items())
+        inside = all((folder / name).resolve().is_relative_to(folder.resolve()) for name in digests)
+        return bool(digests) and inside and all(_sha256(folder / name) == digest for name, digest in digests.items())
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -22,6 +22,7 @@ from typing import Any
 from tunesmith.errors import InputError
 from tunesmith.runs.checkpoints import step_of, sync
 from tunesmith.runs.lock import LOCK
+from tunesmith.runs.secrets import redact
 from tunesmith.spec import RunSpec
 from tunesmith.spec_file import dump_values
 from tunesmith.strict import load_spec
@@ -111,7 +112,7 @@ class RunDirectory:
         """Appends a line to events.jsonl."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **values}, ensure_ascii=False, default=str)
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(redact(line) + "\n")
 
     def add_checkpoint(self, checkpoint: Path) -> None:
         """Notes that a checkpoint is in place."""
@@ -134,7 +135,7 @@ class RunDirectory:
         path = self.path / name
         temporary = path.with_name(f".{path.name}.partial")
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(redact(text))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

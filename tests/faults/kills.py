@@ -1,0 +1,194 @@
+"""Kills runs at random moments, again and again, and compares what they end with.
+
+The process that imports torch forks a child for each attempt, so that a life costs a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tunesmith
+from faulty_runs import SETTINGS, differing
+from tiny_conversations import save_chat_model, write_conversations, write_prose
+from tiny_models import save_tiny, write_jsonl
+from tiny_tags import write_conll
+from tunesmith import pipeline
+from tunesmith.errors import TunesmithError
+from tunesmith.runs.checkpoints import Checkpoints, is_whole, step_of
+from tunesmith.verbs import prove
+
+CHAT = ["task=chat", "train.epochs=3"]
+SCENARIOS: dict[str, tuple[str, list[str]]] = {
+    "text_classification full": ("rows", []),
+    "text_classification full, by epoch": ("rows", ["train.eval_steps=epoch", "train.save_steps=epoch"]),
+    "text_classification lora": ("rows", ["method=lora", "method.rank=4"]),
+    "text_classification freeze": ("rows", ["method=freeze", "method.num_blocks=1"]),
+    "token_classification full": ("tags", []),
+    "token_classification lora": ("tags", ["method=lora", "method.rank=4"]),
+    "chat lora": ("chat", [*CHAT, "method=lora", "method.rank=4", "method.dropout=0.1"]),
+    "chat full, packed": ("chat", [*CHAT, "method=full", "train.pack=true"]),
+    "causal_lm full": ("prose", ["task=causal_lm", "method=full", "task.max_length=24", "train.max_steps=15"]),
+    "masked_lm full": ("masked", ["task=masked_lm", "method=full", "task.max_length=24", "train.max_steps=15"]),
+}
+"""Task and method: (data and model, overrides)."""
+
+
+@dataclass
+class Tally:
+    """What came of the kills of one scenario."""
+
+    kills: int = 0
+    runs: int = 0
+    moments: Counter[str] = field(default_factory=Counter)
+    runs_lost: list[str] = field(default_factory=list)
+    checkpoints_lost: list[str] = field(default_factory=list)
+    bits_that_differ: list[str] = field(default_factory=list)
+
+    @property
+    def harm(self) -> list[str]:
+        """Everything that ought not to be."""
+        return [*self.runs_lost, *self.checkpoints_lost, *self.bits_that_differ]
+
+
+def sources(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """{name: (data, model)} for the scenarios."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bert, masked, chat = save_tiny("bert", folder / "bert"), folder / "masked", save_chat_model(folder / "chat", attention_dropout=0.1)
+    save_tiny("bert", masked, "AutoModelForMaskedLM")
+    prose = write_prose(folder / "prose.txt", 2200)
+    return {
+        "rows": (write_jsonl(folder / "rows.jsonl", 150), bert),
+        "tags": (write_conll(folder / "rows.conll", 150), bert),
+        "chat": (write_conversations(folder / "chat.jsonl", 50), chat),
+        "prose": (prose, chat),
+        "masked": (prose, masked),
+    }
+
+
+def _fork(action: Callable[[], Any], log: Path) -> int:
+    """Runs it in a child; exit code 0 when it ends well."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        # The fresh process of the proof costs seconds, and reads files only.
+        prove.prove_model = lambda *arguments: {"proven": True, "problems": []}  # type: ignore[assignment]
+        action()
+        code = 0
+    except BaseException as error:
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def _ended(child: int, until: float) -> int | None:
+    """The exit code of a child, or None when it still lives at that time."""
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.001)
+
+
+def go(data: Path, settings: Sequence[str], run: Path) -> None:
+    """Starts the run, or goes on with it."""
+    if (run / "resolved.yaml").is_file():
+        try:
+            pipeline.resume(run, quiet=True)
+        except TunesmithError as error:
+            if error.code != "usage.nothing_to_resume":
+                raise
+    else:
+        tunesmith.train(str(data), list(settings), run=run, quiet=True)
+
+
+def kill_runs(name: str, places: dict[str, tuple[Path, Path]], folder: Path, num_kills: int, seed: int, kills_a_run: int = 6) -> Tally:
+    """Kills a scenario's runs so many times at moments drawn from the seed, each run up to `kills_a_run` times before it may end."""
+    rng, tally = random.Random(f"{seed} {name}"), Tally()
+    source, overrides = SCENARIOS[name]
+    data, model = places[source]
+    settings = [*SETTINGS, f"model={model}", *overrides]
+    folder.mkdir(parents=True, exist_ok=True)
+    straight, log = folder / "straight", folder / "log.txt"
+    started = time.monotonic()
+    assert _ended(_fork(lambda: go(data, settings, straight), log), started + 600) == 0, log.read_text()
+    length = time.monotonic() - started
+    while tally.kills < num_kills:
+        run = folder / f"run-{tally.runs}"
+        tally.runs += 1
+        _live_and_die(lambda run=run: go(data, settings, run), run, log, tally, rng, length, min(kills_a_run, num_kills - tally.kills))
+        wrong = differing(straight, run) if (run / "result.json").is_file() else []
+        tally.bits_that_differ += [f"{name}: {run.name}: {what}" for what in wrong]
+        if not wrong:
+            shutil.rmtree(run, ignore_errors=True)
+    return tally
+
+
+def _live_and_die(action: Callable[[], Any], run: Path, log: Path, tally: Tally, rng: random.Random, length: float, kills: int) -> None:
+    """One run: killed so many times (or fewer, when it ends before), then left to end."""
+    newest = -1
+    for _ in range(kills):
+        child, started = _fork(action, log), time.monotonic()
+        code = (
+            _ended(child, started + rng.uniform(0, length)) if rng.random() < 0.5 else _while_saving(child, run, rng, started + 2 * length)
+        )
+        if code is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            tally.kills += 1
+            tally.moments[_moment(run)] += 1
+        elif code != 0:
+            tally.runs_lost.append(f"{run}: {log.read_text()[-2000:]}")
+            return
+        every = Checkpoints(run / "checkpoints").all()
+        tally.checkpoints_lost += [str(path) for path in every if not is_whole(path)]
+        if every and step_of(every[-1]) < newest:
+            tally.checkpoints_lost.append(f"{run}: {newest} is gone")
+        newest = step_of(every[-1]) if every else newest
+        if code == 0:
+            return
+    if _ended(_fork(action, log), time.monotonic() + 600) != 0:
+        tally.runs_lost.append(f"{run}: {log.read_text()[-2000:]}")
+
+
+def _while_saving(child: int, run: Path, rng: random.Random, until: float) -> int | None:
+    """Waits until a checkpoint is being written, and a moment longer."""
+    partial = run / "checkpoints/.partial"
+    for _ in range(rng.randint(1, 3)):
+        while not (partial.is_dir() and any(partial.iterdir())):
+            code = _ended(child, time.monotonic())
+            if code is not None or time.monotonic() > until:
+                return code
+            time.sleep(0.0005)
+        code = _ended(child, time.monotonic() + rng.uniform(0, 0.03))
+        if code is not None:
+            return code
+    return None
+
+
+def _moment(run: Path) -> str:
+    if not (run / "resolved.yaml").is_file():
+        return "preparing"
+    partial = run / "checkpoints/.partial"
+    if partial.is_dir() and any(partial.iterdir()):
+        return "saving"
+    if (run / "result.json").is_file():
+        return "ended"
+    if (run / "model").is_dir():
+        return "finishing"
+    return "between" if Checkpoints(run / "checkpoints").all() else "before the first checkpoint"
