@@ -144,7 +144,8 @@ def test_local_files_never_ask_the_network_and_secrets_stay_out(tiny_bert: Path,
 def test_a_token_in_the_spec_is_refused_and_not_shown(tiny_bert: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", num_rows=60)
     with pytest.raises(tunesmith.InputError) as caught:
-        tunesmith.train(str(data), [f"model={tiny_bert}", "train.extra.hub_token=abc-def-ghi"], run=tmp_path / "run", quiet=True)
+        spec = {"model": str(tiny_bert), "data": str(data), "train": {"extra": {"hub_token": "abc-def-ghi"}}}
+        tunesmith.train(spec, run=tmp_path / "run", quiet=True)
     assert caught.value.code == "spec.no_effect"
     assert "HF_TOKEN" in str(caught.value)
     assert "abc-def-ghi" not in str(caught.value)
@@ -155,4 +156,4 @@ def test_what_is_hidden_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true-and-more-than-that")
     monkeypatch.setenv("SHORT_TOKEN", "true")
     text = "a long password, true, true-and-more-than-that, sk-aaaaaaaaaaaaaaaaaaaaaaaa, task-force, hf_hub"
-    assert redact(text) == "***, true, true-and-more-than-that, ***, task-force, hf_hub"
+    assert redact(text) == "(hidden), true, true-and-more-than-that, (hidden), task-force, hf_hub"

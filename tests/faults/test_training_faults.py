@@ -17,6 +17,7 @@ from tiny_models import write_jsonl
 from tunesmith import prepare
 from tunesmith.engines.trainer import PlannedTrainer
 from tunesmith.engines.watch import Watch
+from tunesmith.runs.checkpoints import Checkpoints
 
 SETTINGS = ["train.batch_size=8", "train.epochs=2", "train.precision=fp32"]
 
@@ -145,7 +146,7 @@ def test_a_step_that_is_not_finite_can_be_skipped(what: str, tiny_bert: Path, tm
     assert "loss" not in logged[3]
     assert logged[3]["skipped_steps"] == 1
     assert "skipped_steps" not in logged[5]
-    state = torch.load(max((run.path / "checkpoints").iterdir()) / "optimizer.pt", weights_only=True)["state"]
+    state = torch.load(Checkpoints(run.path / "checkpoints").all()[-1] / "optimizer.pt", weights_only=True)["state"]
     assert {float(each["step"]) for each in state.values()} == {run.result["steps"] - 2.0}
     assert "NaN" not in (run.path / "events.jsonl").read_text()
 

@@ -75,7 +75,7 @@ def load_errors(path: Path, what: str, fix: str = WRITTEN_BY_SAVE_PRETRAINED) ->
         raise
     except Exception as error:
         message = " ".join(str(error).split())[:300]
-        if "trust_remote_code" in message:
+        if "trust_remote_code" in str(error):
             problem = f"the {what} is Python code that lies beside the weights, and tunesmith runs no code that came with a model"
             fix = "a model that the installed transformers knows, or one that was converted to such a one"
             raise InputError("model.remote_code", problem, where=str(path), found="auto_map in config.json", fix=fix) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.registry import Method
+from tunesmith.runs.secrets import redact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,7 +56,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metho
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(redact(card), encoding="utf-8")
 
 
 def write_card(name: str, base: str, code: str, sections: dict[str, Any], tags: list[str]) -> str:

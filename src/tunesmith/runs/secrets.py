@@ -10,7 +10,7 @@ NAMES = re.compile(r"TOKEN$|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTI
 SHAPES = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16})\b")
 """What tokens of hubs and clouds look like."""
 SHORTEST = 12
-HIDDEN = "***"
+HIDDEN = "(hidden)"
 
 
 def redact(text: str) -> str:
