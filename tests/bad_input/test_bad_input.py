@@ -40,6 +40,13 @@ OUTSIDE_THE_CATALOGUE = {
     "run.non_finite": "a run that fails, not a bad input",
     "run.out_of_memory": "a run that fails, not a bad input",
     "run.interrupted": "a run that fails, not a bad input",
+    "model.remote_code": "tests/faults/test_security.py",
+    "usage.run_in_use": "needs another process: tests/faults/test_checkpoint_faults.py",
+    "run.changed": "needs a run that was stopped: tests/faults/test_checkpoint_faults.py",
+    "run.best_lost": "a run that fails, not a bad input",
+    "run.no_room": "a run that fails, not a bad input",
+    "run.not_written": "a run that fails, not a bad input",
+    "run.not_read": "a run that fails, not a bad input",
     "run.proof": "a run that fails, not a bad input",
     "run.failed": "never the answer to a bad input",
 }

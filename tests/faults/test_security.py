@@ -143,8 +143,8 @@ def test_local_files_never_ask_the_network_and_secrets_stay_out(tiny_bert: Path,
 
 def test_a_token_in_the_spec_is_refused_and_not_shown(tiny_bert: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", num_rows=60)
+    spec = {"model": str(tiny_bert), "data": str(data), "train": {"extra": {"hub_token": "abc-def-ghi"}}}
     with pytest.raises(tunesmith.InputError) as caught:
-        spec = {"model": str(tiny_bert), "data": str(data), "train": {"extra": {"hub_token": "abc-def-ghi"}}}
         tunesmith.train(spec, run=tmp_path / "run", quiet=True)
     assert caught.value.code == "spec.no_effect"
     assert "HF_TOKEN" in str(caught.value)

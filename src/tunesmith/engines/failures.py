@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +45,7 @@ def explained(folder: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise out_of_memory(error, "outside of a micro-batch: the optimizer, a checkpoint, or evaluation") from error
-        if isinstance(error, pickle.UnpicklingError):
+        if type(error).__name__ == "UnpicklingError":  # torch.load(weights_only=True) met more than tensors
             problem = "a file of the checkpoint holds more than tensors and plain values, and is not loaded"
             raise RunError("run.not_read", problem, found=_shown(error), fix="remove this checkpoint, then `tunesmith resume`") from error
         gone = isinstance(error, FileNotFoundError) and folder in str(error)
