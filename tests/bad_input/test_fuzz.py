@@ -38,8 +38,9 @@ train:
   extra: {report_to: none}
 speed: {off: [dropout]}
 """
-WORDS = st.sampled_from(SPEC.split() + ["auto", "none", "null", "~", "{}", "[]", "&a", "*a", "!!python/object:os.system", "---", ": :", "1e999", "-1",
-    "0x1f", ".nan", "<<:", "|", ">", "%YAML 9.9", "task:", "method: qlora", "new: bert", "yes", "'", '"', "\t", "\x00", "\ufeff", "😀"])  # fmt: skip
+ODD = ["auto", "none", "null", "~", "{}", "[]", "&a", "*a", "!!python/object:os.system", "---", ": :", "1e999", "-1", "0x1f", ".nan", "<<:"]
+ODDER = ["|", ">", "%YAML 9.9", "task:", "method: qlora", "new: bert", "yes", "'", '"', "\t", "\x00", "\ufeff", "😀"]
+WORDS = st.sampled_from([*SPEC.split(), *ODD, *ODDER])
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | WORDS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | WORDS, inner, max_size=3),
@@ -130,12 +131,14 @@ def _read_file(model: Path, file: tuple[str, bytes, str]) -> None:
 
 def _answer(action: Any) -> Any:
     """What it gives, or None where it refuses as it should."""
+    refused: TunesmithError
     try:
         return action()
     except TunesmithError as error:
-        assert all(problem.code in CODES and problem.problem for problem in error.problems)
-        assert str(error).count("\n") < 400
-        return None
+        refused = error
+    assert all(problem.code in CODES and problem.problem for problem in refused.problems)
+    assert str(refused).count("\n") < 400
+    return None
 
 
 @QUICK
@@ -145,7 +148,7 @@ def test_any_spec(text: str) -> None:
 
 
 def test_any_data_file(tiny_bert: Path) -> None:
-    QUICK(given(data_files())(lambda file: _read_file(tiny_bert, file)))()
+    settings(QUICK, max_examples=40)(given(data_files())(lambda file: _read_file(tiny_bert, file)))()
 
 
 @pytest.mark.slow

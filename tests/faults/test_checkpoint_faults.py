@@ -24,6 +24,7 @@ from tunesmith.runs import checkpoints
 from tunesmith.runs.checkpoints import Checkpoints, is_whole
 
 pytestmark = pytest.mark.usefixtures("without_proof")
+slow = pytest.mark.slow
 
 
 def whole_checkpoints(run: Path) -> list[str]:
@@ -67,7 +68,14 @@ def _no_room(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return patch.undo
 
 
-@pytest.mark.parametrize(("fault", "code"), [(_small_files, "run.not_written"), (_full_disk, "run.not_written"), (_no_room, "run.no_room")])
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (_small_files, "run.not_written"),
+        pytest.param(_full_disk, "run.not_written", marks=slow),
+        pytest.param(_no_room, "run.no_room", marks=slow),
+    ],
+)
 def test_a_disk_that_is_full_costs_the_steps_since_the_last_checkpoint(
     fault: Any, code: str, tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +108,7 @@ def test_no_room_is_seen_before_the_first_step(tiny_bert: Path, tmp_path: Path, 
     assert not [event for event in tunesmith.open_run(tmp_path / "run").directory.events() if event["event"] == "log"]
 
 
+@slow
 def test_a_folder_that_cannot_be_written_any_more(tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial = tmp_path / "run/checkpoints/.partial"
 
@@ -172,6 +181,7 @@ def test_damaged_checkpoints_are_set_aside_and_named(
     assert_same_end(straight, run)
 
 
+@slow
 def test_a_best_checkpoint_that_is_lost_is_not_passed_over(
     tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +200,7 @@ def test_a_best_checkpoint_that_is_lost_is_not_passed_over(
     assert int(resumed.result["best_checkpoint"].rpartition("-")[2]) > 12
 
 
+@slow
 def test_what_an_earlier_process_left_half_written_is_cleared(
     tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +217,12 @@ def test_what_an_earlier_process_left_half_written_is_cleared(
 
 @pytest.mark.parametrize(
     ("event", "step", "name"),
-    [("on_step_begin", 4, "SIGTERM"), ("on_evaluate", 6, "SIGINT"), ("on_save", 6, "SIGTERM"), ("on_epoch_end", 8, "SIGHUP")],
+    [
+        ("on_step_begin", 4, "SIGTERM"),
+        pytest.param("on_evaluate", 6, "SIGINT", marks=slow),
+        pytest.param("on_save", 6, "SIGTERM", marks=slow),
+        pytest.param("on_epoch_end", 8, "SIGHUP", marks=slow),
+    ],
 )
 def test_a_signal_ends_the_run_with_a_checkpoint(
     event: str, step: int, name: str, tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
@@ -221,6 +237,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     assert_same_end(straight, pipeline.resume(tmp_path / "run", quiet=True).path)
 
 
+@slow
 def test_evaluation_at_the_ends_of_epochs_is_not_moved_by_a_signal(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +265,7 @@ def test_a_second_signal_stops_at_once_and_harms_nothing(
     assert_same_end(straight, pipeline.resume(tmp_path / "run", quiet=True).path)
 
 
+@slow
 @pytest.mark.parametrize("phase", ["tunesmith.pipeline.save_and_prove", "tunesmith.pipeline.evaluate_splits", "tunesmith.pipeline.prepare"])
 def test_a_signal_outside_of_training_says_how_to_go_on(
     phase: str, tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
@@ -268,6 +286,7 @@ def test_a_signal_outside_of_training_says_how_to_go_on(
         assert_same_end(straight, pipeline.resume(tmp_path / "run", quiet=True).path)
 
 
+@slow
 def test_a_checkpoint_may_be_asked_for(tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask() -> None:
         (tmp_path / "run/checkpoint-now").touch()
@@ -285,6 +304,7 @@ def test_a_checkpoint_may_be_asked_for(tiny_bert: Path, tmp_path: Path, straight
 # clocks and other processes
 
 
+@slow
 def test_a_clock_that_goes_back(tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(2_000_000_000, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
