@@ -2,6 +2,7 @@
 #                                                          make demo-chat  the same for a chat model: LoRA, before and after, merged
 # make test    the default test suite                      make lint    ruff and mypy
 # make docs    regenerate the generated pages of docs/     make clean   remove what these made
+# make faults  kills and breaks runs, and counts what was lost (docs/reliability.md)
 # make bench   tunesmith beside its peers (docs/benchmarks.md); BENCH_DATA=FOLDER is laid out as examples/ expect; takes hours
 #
 # PYTHON=python3.12          another Python (3.11 or later)
@@ -16,7 +17,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: setup setup-test demo demo-chat test test-slow lint docs bench clean
+.PHONY: setup setup-test demo demo-chat test test-slow faults lint docs bench clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/setup.stamp
@@ -73,6 +74,10 @@ test: setup-test
 
 test-slow: setup-test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
+
+faults: setup-test
+	@rm -rf .bench/faults
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/fault_table.py .bench/faults
 
 lint: setup-test
 	$(BIN)/ruff check .

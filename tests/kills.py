@@ -74,8 +74,8 @@ def sources(folder: Path) -> dict[str, tuple[Path, Path]]:
     }
 
 
-def _fork(action: Callable[[], Any], log: Path) -> int:
-    """Runs it in a child; exit code 0 when it ends well."""
+def fork(action: Callable[[], Any], log: Path) -> int:
+    """Runs it in a child, whose exit code is 0 when it ends well."""
     child = os.fork()
     if child:
         return child
@@ -94,7 +94,7 @@ def _fork(action: Callable[[], Any], log: Path) -> int:
         os._exit(code)
 
 
-def _ended(child: int, until: float) -> int | None:
+def ended(child: int, until: float) -> int | None:
     """The exit code of a child, or None when it still lives at that time."""
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -117,35 +117,63 @@ def go(data: Path, settings: Sequence[str], run: Path) -> None:
         tunesmith.train(str(data), list(settings), run=run, quiet=True)
 
 
-def kill_runs(name: str, places: dict[str, tuple[Path, Path]], folder: Path, num_kills: int, seed: int, kills_a_run: int = 6) -> Tally:
-    """Kills a scenario's runs so many times at moments drawn from the seed, each run up to `kills_a_run` times before it may end."""
-    rng, tally = random.Random(f"{seed} {name}"), Tally()
+@dataclass(frozen=True)
+class Subject:
+    """What is killed and compared."""
+
+    name: str
+    go: Callable[[Path], None]
+    """(run) starts it, or goes on with it."""
+    differing: Callable[[Path, Path], list[str]] = differing
+    is_whole: Callable[[Path], bool] = is_whole
+
+
+def subject(name: str, places: dict[str, tuple[Path, Path]]) -> Subject:
+    """The runs of a scenario."""
     source, overrides = SCENARIOS[name]
     data, model = places[source]
-    settings = [*SETTINGS, f"model={model}", *overrides]
+    return Subject(name, lambda run: go(data, [*SETTINGS, f"model={model}", *overrides], run))
+
+
+def run_straight(of: Subject, folder: Path) -> float:
+    """A run in which nothing goes wrong, in folder/straight; returns its seconds."""
     folder.mkdir(parents=True, exist_ok=True)
-    straight, log = folder / "straight", folder / "log.txt"
-    started = time.monotonic()
-    assert _ended(_fork(lambda: go(data, settings, straight), log), started + 600) == 0, log.read_text()
-    length = time.monotonic() - started
+    started, log = time.monotonic(), folder / "log.txt"
+    assert ended(fork(lambda: of.go(folder / "straight"), log), started + 600) == 0, log.read_text()
+    return time.monotonic() - started
+
+
+def kill_runs(of: Subject, folder: Path, num_kills: int, seed: int, kills_a_run: int = 6) -> Tally:
+    """Kills runs so many times at moments drawn from the seed, each run up to `kills_a_run` times before it may end."""
+    rng, tally = random.Random(f"{seed} {of.name}"), Tally()
+    length, log = run_straight(of, folder), folder / "log.txt"
     while tally.kills < num_kills:
         run = folder / f"run-{tally.runs}"
         tally.runs += 1
-        _live_and_die(lambda run=run: go(data, settings, run), run, log, tally, rng, length, min(kills_a_run, num_kills - tally.kills))
-        wrong = differing(straight, run) if (run / "result.json").is_file() else []
-        tally.bits_that_differ += [f"{name}: {run.name}: {what}" for what in wrong]
-        if not wrong:
-            shutil.rmtree(run, ignore_errors=True)
+        _live_and_die(of, run, log, tally, rng, length, min(kills_a_run, num_kills - tally.kills))
+        compare(of, folder / "straight", run, tally)
     return tally
 
 
-def _live_and_die(action: Callable[[], Any], run: Path, log: Path, tally: Tally, rng: random.Random, length: float, kills: int) -> None:
+def compare(of: Subject, straight: Path, run: Path, tally: Tally) -> None:
+    """Notes what of a run is not as it ought to be; removes one that is."""
+    wrong = of.differing(straight, run) if (run / "result.json").is_file() else []
+    tally.bits_that_differ += [f"{of.name}: {run.name}: {what}" for what in wrong]
+    if not wrong:
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def _live_and_die(of: Subject, run: Path, log: Path, tally: Tally, rng: random.Random, length: float, kills: int) -> None:
     """One run: killed so many times (or fewer, when it ends before), then left to end."""
     newest = -1
+
+    def action() -> None:
+        of.go(run)
+
     for _ in range(kills):
-        child, started = _fork(action, log), time.monotonic()
+        child, started = fork(action, log), time.monotonic()
         code = (
-            _ended(child, started + rng.uniform(0, length)) if rng.random() < 0.5 else _while_saving(child, run, rng, started + 2 * length)
+            ended(child, started + rng.uniform(0, length)) if rng.random() < 0.5 else _while_saving(child, run, rng, started + 2 * length)
         )
         if code is None:
             os.kill(child, signal.SIGKILL)
@@ -156,13 +184,13 @@ def _live_and_die(action: Callable[[], Any], run: Path, log: Path, tally: Tally,
             tally.runs_lost.append(f"{run}: {log.read_text()[-2000:]}")
             return
         every = Checkpoints(run / "checkpoints").all()
-        tally.checkpoints_lost += [str(path) for path in every if not is_whole(path)]
+        tally.checkpoints_lost += [str(path) for path in every if not of.is_whole(path)]
         if every and step_of(every[-1]) < newest:
             tally.checkpoints_lost.append(f"{run}: {newest} is gone")
         newest = step_of(every[-1]) if every else newest
         if code == 0:
             return
-    if _ended(_fork(action, log), time.monotonic() + 600) != 0:
+    if ended(fork(action, log), time.monotonic() + 600) != 0:
         tally.runs_lost.append(f"{run}: {log.read_text()[-2000:]}")
 
 
@@ -171,11 +199,11 @@ def _while_saving(child: int, run: Path, rng: random.Random, until: float) -> in
     partial = run / "checkpoints/.partial"
     for _ in range(rng.randint(1, 3)):
         while not (partial.is_dir() and any(partial.iterdir())):
-            code = _ended(child, time.monotonic())
+            code = ended(child, time.monotonic())
             if code is not None or time.monotonic() > until:
                 return code
             time.sleep(0.0005)
-        code = _ended(child, time.monotonic() + rng.uniform(0, 0.03))
+        code = ended(child, time.monotonic() + rng.uniform(0, 0.03))
         if code is not None:
             return code
     return None

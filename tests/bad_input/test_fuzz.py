@@ -17,8 +17,8 @@ from tunesmith.prepare import prepare_data
 from tunesmith.strict import load_spec
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-MANY_SPECS = settings(max_examples=16_000, deadline=None, suppress_health_check=list(HealthCheck))
-MANY_FILES = settings(max_examples=2_500, deadline=None, suppress_health_check=list(HealthCheck))
+MANY_SPECS = settings(max_examples=17_500, deadline=None, suppress_health_check=list(HealthCheck))
+MANY_FILES = settings(max_examples=1_500, deadline=None, suppress_health_check=list(HealthCheck))
 
 SPEC = """task: {name: text_classification, labels: [good, bad], problem_type: auto}
 model: minilm
@@ -164,7 +164,7 @@ def test_many_data_files(tiny_bert: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=2_500, deadline=None)
+@settings(max_examples=2_500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=200))
 def test_many_bytes_as_a_spec(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kills import SCENARIOS, kill_runs, sources
+from kills import SCENARIOS, kill_runs, sources, subject
 
 KILLS_OF_EACH = 11
 
@@ -14,6 +14,6 @@ KILLS_OF_EACH = 11
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_at_random_moments(name: str, tmp_path: Path) -> None:
-    tally = kill_runs(name, sources(tmp_path / "sources"), tmp_path / "runs", KILLS_OF_EACH, seed=0)
+    tally = kill_runs(subject(name, sources(tmp_path / "sources")), tmp_path / "runs", KILLS_OF_EACH, seed=0)
     assert tally.kills == KILLS_OF_EACH
     assert tally.harm == []
