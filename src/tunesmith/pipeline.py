@@ -16,7 +16,7 @@ from tunesmith.runs.checkpoints import Checkpoints, newest_checkpoint, read_stat
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.runs.environment import describe_environment, peak_memory_bytes
 from tunesmith.runs.interruption import Interruption
-from tunesmith.runs.lock import locked
+from tunesmith.runs.lock import LOCK, locked
 from tunesmith.runs.progress import Progress, format_seconds
 from tunesmith.spec import RunSpec, TrainSpec
 
@@ -290,7 +290,8 @@ def _show(prepared: Prepared, directory: RunDirectory, progress: Progress) -> No
 
 def _remove_if_empty(directory: RunDirectory) -> None:
     """Takes away what was made before anything was trained."""
-    (directory.path / "rejected.jsonl").unlink(missing_ok=True)
+    for name in ("rejected.jsonl", LOCK):
+        (directory.path / name).unlink(missing_ok=True)
     for folder in (directory.checkpoints, directory.path / "eval", directory.path):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
