@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+import torch
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from tunesmith.runs.checkpoints import Checkpoints
@@ -87,6 +88,15 @@ class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
     def _stop(self, control: Any) -> None:
         if self.interruption.signal:
             control.should_save = control.should_training_stop = True
+
+
+def checkpoint_bytes(model: PreTrainedModel, optimizer: Any = None) -> int:
+    """Bytes of the tensors of a checkpoint; before the first step, those of AdamW."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    saved = trained if hasattr(model, "peft_config") else list(model.parameters())
+    states = [] if optimizer is None else [value for state in optimizer.state.values() for value in state.values()]
+    moments = sum(value.nbytes for value in states if isinstance(value, torch.Tensor)) or 2 * sum(each.nbytes for each in trained)
+    return int(moments + sum(each.nbytes for each in saved))
 
 
 class ShowTraining(TrainerCallback):  # type: ignore[misc]

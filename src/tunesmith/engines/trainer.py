@@ -32,7 +32,7 @@ from tunesmith.data.collate import collate_columns
 from tunesmith.data.encode import Encoded, training_key
 from tunesmith.data.plan import BatchPlan, Step
 from tunesmith.engines.answers import score_answers
-from tunesmith.engines.callbacks import STATE, SaveCheckpoints
+from tunesmith.engines.callbacks import STATE, SaveCheckpoints, checkpoint_bytes
 from tunesmith.engines.failures import explained, is_out_of_memory, out_of_memory
 from tunesmith.engines.loader import PlanLoader
 from tunesmith.engines.scoring import Scorer
@@ -345,15 +345,6 @@ def _restore_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> Non
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])
-
-
-def checkpoint_bytes(model: PreTrainedModel, optimizer: Any = None) -> int:
-    """Bytes of the tensors of a checkpoint; before the first step, those of AdamW."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    saved = trained if hasattr(model, "peft_config") else list(model.parameters())
-    states = [] if optimizer is None else [value for state in optimizer.state.values() for value in state.values()]
-    moments = sum(value.nbytes for value in states if isinstance(value, torch.Tensor)) or 2 * sum(each.nbytes for each in trained)
-    return int(moments + sum(each.nbytes for each in saved))
 
 
 def fit(job: Job, resume_from: Path | None = None) -> Outcome:
