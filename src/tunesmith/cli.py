@@ -79,9 +79,12 @@ def _add_uses(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     command = add("predict", _predict, "predict for a file, standard input or a text")
     command.add_argument("run", metavar="RUN")
-    command.add_argument("file", metavar="FILE", nargs="?", help="a data file, or - for one text a line on standard input")
-    command.add_argument("--text", action="append", default=[], metavar="TEXT", help="a text; may be repeated")
+    command.add_argument("file", metavar="FILE", nargs="?", help="a data file, or - for one text, or JSON object, a line")
+    command.add_argument("--text", "--question", action="append", default=[], metavar="TEXT", help="a text or question; may be repeated")
     command.add_argument("--pair", action="append", default=[], metavar="TEXT", help="the second text of a pair; one for each --text")
+    command.add_argument(
+        "--context", action="append", default=[], metavar="TEXT|FILE", help="where the answer is: one for each --question, or one for all"
+    )
     command.add_argument("--out", metavar="FILE", help="write predictions here: .jsonl or .csv")
     _add_json(command)
 
@@ -285,11 +288,12 @@ def _evaluate(arguments: Arguments) -> None:
 
 
 def _predict(arguments: Arguments) -> None:
-    from tunesmith.verbs.predict import predict_to
+    from tunesmith.verbs.predict import predict_to, read_contexts
     from tunesmith.verbs.run import open_run
     from tunesmith.verbs.show import prediction_lines
 
-    predictions = predict_to(open_run(arguments.run), arguments.file, arguments.text, arguments.pair, arguments.out)
+    pairs = [*arguments.pair, *read_contexts(arguments.context, len(arguments.text))]
+    predictions = predict_to(open_run(arguments.run), arguments.file, arguments.text, pairs, arguments.out)
     if arguments.json:
         _print_json(predictions if arguments.out else {"predictions": list(predictions["predictions"])})
     elif not arguments.out:

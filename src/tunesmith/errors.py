@@ -48,6 +48,8 @@ CODES: dict[str, str] = {
     "data.unknown_label": "A row's label is not one of the task's labels.",
     "data.tags": "A row's tags do not fit its tokens, or break the scheme in which they mark entities.",
     "data.span": "A span of characters does not fit its text.",
+    "data.answers": "A row's answers contradict each other, or whether its question has any.",
+    "data.repeated_id": "Two rows of a split have the same id.",
     "data.not_a_number": "A row's target is not a finite number.",
     "data.same_text": "Two texts of a row are the same where they ought to be different.",
     "data.score_range": "A row's score is outside the range of scores.",

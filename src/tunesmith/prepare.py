@@ -13,7 +13,16 @@ import numpy as np
 from tunesmith.data.cache import key_of
 from tunesmith.data.encode import Encoded, encode_rows
 from tunesmith.data.findings import Findings
-from tunesmith.data.lint import label_hashes, lint_contradictions, lint_labels, lint_leaks, num_duplicates, text_hashes
+from tunesmith.data.lint import (
+    hashes_of,
+    label_hashes,
+    lint_contradictions,
+    lint_ids,
+    lint_labels,
+    lint_leaks,
+    num_duplicates,
+    text_hashes,
+)
 from tunesmith.data.plan import BatchPlan, draw_apart, num_sharing
 from tunesmith.data.rows import Opened, RowFacts, Rows, data_fingerprint, decide_columns, open_sources, read_split, row_facts
 from tunesmith.data.split import share_of, split_rows
@@ -158,6 +167,7 @@ def _check_rows(
     section = decided.spec.task
     texts: dict[str, np.ndarray] = {}
     for split in rows:
+        rows[split] = rows[split].select(np.flatnonzero(lint_ids(rows[split], findings)))
         rows[split] = rows[split].select(np.flatnonzero(lint_labels(rows[split], task, section, findings)))
         hashes = text_hashes(rows[split])
         good = lint_contradictions(rows[split], hashes, task, section, findings)
@@ -168,7 +178,8 @@ def _check_rows(
         good = lint_leaks(rows["train"], texts["train"], rows[split], texts[split], findings)
         rows["train"], texts["train"] = rows["train"].select(np.flatnonzero(good)), texts["train"][good]
     if share is not None and len(rows["train"]):
-        _cut_validation(rows, texts["train"], task, section, share, spec.train.seed, findings)
+        groups = hashes_of(rows["train"], task.together) if task.together else texts["train"]
+        _cut_validation(rows, groups, task, section, share, spec.train.seed, findings)
     findings.raise_if_any()
     for split, split_rows_ in rows.items():
         if len(split_rows_) == 0:
@@ -191,15 +202,16 @@ def _check_rows(
 
 
 def _cut_validation(
-    rows: dict[str, Rows], texts: np.ndarray, task: Task, section: Any, share: float, seed: int, findings: Findings
+    rows: dict[str, Rows], groups: np.ndarray, task: Task, section: Any, share: float, seed: int, findings: Findings
 ) -> None:
+    """Cuts a share off the training rows; those of one of the groups [rows] stay together."""
     num_rows = len(rows["train"])
     labels = rows["train"].dataset["label"] if "label" in rows["train"].dataset.column_names else [()] * num_rows
     strata, every = task.stratify(section, labels)
     names = sorted(set(strata))
     codes = {name: code for code, name in enumerate(names)}
     coded = np.fromiter((codes[stratum] for stratum in strata), dtype=np.int32, count=len(strata))
-    rows["train"], rows["validation"] = split_rows(rows["train"], texts, coded, names, share, seed, every, findings)
+    rows["train"], rows["validation"] = split_rows(rows["train"], groups, coded, names, share, seed, every, findings)
 
 
 @naming_places
@@ -228,6 +240,8 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     loaded.new_token_ids = tuple(range(known, len(tokenizer)))
     code = task.loader or card_code(task.auto_model, method.merge is not None, bool(loaded.new_token_ids), method.quantization(spec.method))
     resolved = _decide_length(resolved, task, data.rows["train"], tokenizer, longest_input(tokenizer, loaded.model))
+    if task.decide_tokens is not None:
+        resolved = resolved.decide(task.decide_tokens(resolved.spec.task, data.rows["train"], tokenizer))
     task.settle(resolved.spec.task, tokenizer, loaded.model)
     encoded = {split: _encode(rows, task, resolved.spec, tokenizer, data, use_cache) for split, rows in data.rows.items()}
     data.findings.close()
@@ -238,6 +252,7 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     resolved = resolved.decide(decide_training(resolved.spec, len(encoded["train"]), has_validation))
     check_training(resolved.spec, has_validation, total_steps(resolved.spec, len(encoded["train"])))
     resolved.assert_decided()
+    code += task.usage(resolved.spec.task)
     train = resolved.spec.train
     if train.pack:
         _check_packing(model)

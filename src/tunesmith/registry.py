@@ -76,7 +76,8 @@ class Task:
     recognise: Callable[[Any], str | None]
     """(preview of the data) -> why the data looks like this task, or None; tasks are asked in the order of the registry."""
     canonical: dict[str, str]
-    """Columns of a canonical row and their kinds: `text`, `texts` and `labels` (lists of strings), or `json`."""
+    """Columns of a canonical row and their kinds: `text`, `texts` and `labels` (lists of strings), or `json`. `id` is the name of a row:
+    it is neither read nor learnt, and two rows of a split may not have the same."""
     read: Callable[[Any, dict[str, str], dict[str, Any]], Iterable[dict[str, Any] | Fault]]
     """(section, column of each role, row as the file has it) -> the canonical rows it holds, or what is wrong with it."""
     decide: Callable[[Any, Any], list[Decision]]
@@ -113,6 +114,14 @@ class Task:
     join: Callable[[Any, list[Any], dict[str, Any]], dict[str, Any]] | None = None
     """(section, what `outputs` gave for the examples of a row, the canonical row) -> the row's prediction; None where a row is one
     example. With it, a long row is several examples, and nothing of it is cut."""
+    learnt: Callable[[Any, dict[str, Any]], list[bool]] | None = None
+    """(section, encoded columns of an example) -> which of its tokens `check` shows as learnt, where labels are places of tokens."""
+    decide_tokens: Callable[[Any, Any, PreTrainedTokenizerBase], list[Decision]] | None = None
+    """(section, training `Rows`, tokenizer) -> what becomes of each `auto` that depends on their tokens; None where nothing does."""
+    together: tuple[str, ...] = ()
+    """Canonical columns: rows that are alike in them are on one side when a share becomes the validation set; none: identical rows."""
+    usage: Callable[[Any], str] = lambda section: ""
+    """(section) -> Python for the model card, after the code that loads the model, where transformers has no pipeline for it."""
     carried: tuple[str, ...] = ()
     """Columns that `encode` gives and the model does not read: `Examples` has them, for the meter and `outputs`."""
     units: Callable[[Sequence[str]], Iterable[tuple[str, ...]]] = lambda cell: (tuple(cell),)
@@ -120,8 +129,8 @@ class Task:
     distribution: Callable[[Any, Counter[tuple[str, ...]]], dict[str, int]] | None = None
     """(section, those counts) -> the labels of the training rows and how often each stands; None where rows are counted by stratum."""
     source: Callable[[Any, dict[str, Any], PreTrainedTokenizerBase], dict[str, Any] | None] = lambda section, row, tokenizer: None
-    """(section, canonical row, tokenizer) -> what plain transformers makes the same tokens of: `{"words": [...]}` or
-    `{"messages": [...]}`; None when nothing is."""
+    """(section, canonical row, tokenizer) -> what plain transformers makes the same tokens of: `{"words": [...]}`,
+    `{"messages": [...]}`, or `{"text": ..., "text_pair": ...}`; None when nothing is."""
     read_input: Callable[[Any, dict[str, str], dict[str, Any]], Iterable[dict[str, Any] | Fault]] | None = None
     """`read` for prediction, where rows need no answer; None where leaving out the label's column is enough."""
     prompt: Callable[[Any, dict[str, list[Any]], PreTrainedTokenizerBase], list[tuple[list[int], Any]]] | None = None
@@ -267,6 +276,7 @@ TASKS: Registry[Task] = Registry(
     "task",
     "tunesmith.tasks",
     {
+        "question_answering": "tunesmith.tasks.question_answering:QUESTION_ANSWERING",
         "chat": "tunesmith.tasks.chat:CHAT",
         "embedding": "tunesmith.tasks.embedding:EMBEDDING",
         "token_classification": "tunesmith.tasks.token_classification:TOKEN_CLASSIFICATION",

@@ -13,6 +13,8 @@ from tunesmith.data.text import BadLine, Line, RawRow, bad_line, place, read_lin
 from tunesmith.errors import InputError
 
 SPACE = re.compile(r"\s*")
+ARTICLES = re.compile(r'\[\s*\{\s*(?:"(?:[^"\\]|\\.)*"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[\w.+-]+)\s*,\s*)*"paragraphs"\s*:\s*\[')
+"""How a list of SQuAD's articles starts."""
 FEED_CHARS = 1 << 16
 LOOKAHEAD_CHARS = 16
 """An error this near to the end of what was read may only mean that more is needed, as after `tru`."""
@@ -96,6 +98,46 @@ class Document:
         self._advance(self._at + 1)
         return char
 
+    def starts_with(self, pattern: re.Pattern[str]) -> bool:
+        """Whether what comes next is of this pattern."""
+        if len(self._text) - self._at < FEED_CHARS and not self._is_read:
+            self._feed()
+        return pattern.match(self._text, self._at) is not None
+
+    def members(self) -> Iterator[str]:
+        """The keys of the object that comes next; the value of each is read before the next key."""
+        self.take("{")
+        seen: set[str] = set()
+        while self.peek() != "}" or seen:
+            if self.peek() != '"':
+                self.take('"')
+            key = str(self.value()[1])
+            self.take(":")
+            if key in seen:
+                raise self.error("the object cannot be read", f"the key {key!r} is said twice", self.line)
+            seen.add(key)
+            yield key
+            if self.take(",}") == "}":
+                return
+        self.take("}")
+
+    def elements(self) -> Iterator[None]:
+        """The elements of the list that comes next; each is read before the next."""
+        self.take("[")
+        if self.peek() == "]":
+            self.take("]")
+            return
+        yield
+        while self.take(",]") == ",":
+            yield
+
+    def member(self) -> Any:
+        """The value of a key."""
+        try:
+            return self.value()[1]
+        except ValueError as error:
+            raise self.error("a value cannot be read", str(error), self.line) from None
+
     def value(self) -> tuple[int, Any]:
         """The next value and its line. Raises ValueError, having read past it, when it is complete but cannot be accepted."""
         self.peek()
@@ -141,7 +183,9 @@ def read_document(path: Path, encoding: str) -> Iterator[RawRow | BadLine]:
     opening = document.peek()
     if not opening:
         return
-    if opening == "[":
+    if opening == "[" and document.starts_with(ARTICLES):
+        yield from _read_articles(document)
+    elif opening == "[":
         for line, value in _items(document):
             yield _row(document, line, value)
     elif opening == "{":
@@ -155,17 +199,11 @@ def read_document(path: Path, encoding: str) -> Iterator[RawRow | BadLine]:
 
 def _items(document: Document) -> Iterator[tuple[int, Any]]:
     """The items of a list; one that is complete but not acceptable is a ValueError in place of its value."""
-    document.take("[")
-    if document.peek() == "]":
-        document.take("]")
-        return
-    while True:
+    for _ in document.elements():
         try:
             yield document.value()
         except ValueError as error:
             yield document.line, error
-        if document.take(",]") == "]":
-            return
 
 
 def _row(document: Document, line: int, value: Any) -> RawRow | BadLine:
@@ -179,13 +217,14 @@ def _row(document: Document, line: int, value: Any) -> RawRow | BadLine:
 
 def _read_object(document: Document) -> Iterator[RawRow | BadLine]:
     """The rows of an object: those of its one list of objects, else of its columns."""
-    document.take("{")
     rows_key = ""
     columns: dict[str, Any] = {}
     lines: list[int] = []
-    while document.peek() != "}":
-        key = _key(document)
-        if document.peek() == "[":
+    for key in document.members():
+        if document.peek() == "[" and not rows_key and document.starts_with(ARTICLES):
+            rows_key = key
+            yield from _read_articles(document)
+        elif document.peek() == "[":
             items = _items(document)
             numbered = list(islice(items, 1))
             if numbered and isinstance(numbered[0][1], dict):
@@ -199,24 +238,38 @@ def _read_object(document: Document) -> Iterator[RawRow | BadLine]:
                 columns[key] = [value for _, value in numbered]
                 lines = lines or [line for line, _ in numbered]
         else:
-            try:
-                columns[key] = document.value()[1]
-            except ValueError as error:
-                raise document.error("a value cannot be read", str(error), document.line) from None
-        if document.take(",}") == "}":
-            break
-    else:
-        document.take("}")
+            columns[key] = document.member()
     if not rows_key:
         yield from _read_columns(document, columns, lines)
 
 
-def _key(document: Document) -> str:
-    if document.peek() != '"':
-        document.take('"')
-    key = document.value()[1]
-    document.take(":")
-    return str(key)
+def _read_articles(document: Document) -> Iterator[RawRow | BadLine]:
+    """A row for each question of a list of SQuAD's articles, with the context of its paragraph and the title of its article."""
+    for _ in document.elements():
+        article: dict[str, Any] = {}
+        for key in document.members():
+            if key != "paragraphs":
+                article[key] = document.member()
+                continue
+            for _ in document.elements():
+                yield from _read_paragraph(document, article)
+
+
+def _read_paragraph(document: Document, article: dict[str, Any]) -> Iterator[RawRow | BadLine]:
+    document.peek()
+    start, paragraph = document.line, dict(article)
+    questions: list[tuple[int, Any]] | None = None
+    for key in document.members():
+        if key == "qas":
+            questions = list(_items(document))
+        else:
+            paragraph[key] = document.member()
+    if questions is None:
+        fix = 'write {"context": "...", "qas": [{"question": "...", "answers": [...]}]}'
+        yield bad_line(document.path, start, "data.unreadable_line", "a paragraph has no qas", ", ".join(map(repr, paragraph))[:200], fix)
+    for line, value in questions or ():
+        row = _row(document, line, value)
+        yield RawRow(line, {**paragraph, **row.values}) if isinstance(row, RawRow) else row
 
 
 def _read_columns(document: Document, columns: dict[str, Any], lines: list[int]) -> Iterator[RawRow]:

@@ -13,6 +13,8 @@ from tunesmith.data.rows import Rows
 from tunesmith.errors import Problem
 from tunesmith.registry import Task
 
+NOT_READ = ("id", "label", "file", "line")
+"""Canonical columns that the model does not read."""
 CONFLICT_FIX = "decide which is right; data.on_bad_row=skip leaves all of them out"
 
 
@@ -23,18 +25,18 @@ def lint_labels(rows: Rows, task: Task, section: Any, findings: Findings) -> np.
         for offset, fault in task.lint(section, batch):
             good[start + offset] = False
             row = {key: values[offset] for key, values in batch.items()}
-            findings.add_fault(fault, f"{rows.origins[row['file']]}:{row['line']}", row)
+            findings.add_fault(fault, rows.place(start + offset), row)
     return good
 
 
 def text_hashes(rows: Rows) -> np.ndarray:
     """A 64-bit hash [rows] of what the model reads in each row."""
-    return _hashes(rows, [name for name in rows.dataset.column_names if name not in ("label", "file", "line")])
+    return hashes_of(rows, [name for name in rows.dataset.column_names if name not in NOT_READ])
 
 
 def label_hashes(rows: Rows) -> np.ndarray:
     """A 64-bit hash [rows] of each row's label cell; of nothing where rows have none."""
-    return _hashes(rows, ["label"]) if "label" in rows.dataset.column_names else np.zeros(0, dtype=np.uint64)
+    return hashes_of(rows, ["label"]) if "label" in rows.dataset.column_names else np.zeros(0, dtype=np.uint64)
 
 
 def target_hashes(rows: Rows, task: Task, section: Any) -> np.ndarray:
@@ -45,13 +47,32 @@ def target_hashes(rows: Rows, task: Task, section: Any) -> np.ndarray:
     return hashes
 
 
-def _hashes(rows: Rows, names: Sequence[str]) -> np.ndarray:
+def hashes_of(rows: Rows, names: Sequence[str]) -> np.ndarray:
+    """A 64-bit hash [rows] of what stands in these columns."""
     hashes = np.empty(len(rows), dtype=np.uint64)
     for start, batch in rows.batches():
         for offset, values in enumerate(zip(*(batch[name] for name in names), strict=True)):
             digest = hashlib.blake2b("\0".join(map(str, values)).encode("utf-8", "surrogatepass"), digest_size=8)
             hashes[start + offset] = int.from_bytes(digest.digest(), "little")
     return hashes
+
+
+def lint_ids(rows: Rows, findings: Findings) -> np.ndarray:
+    """Finds rows with the id of an earlier one; returns a mask [rows] of the others."""
+    good = np.ones(len(rows), dtype=bool)
+    if "id" not in rows.dataset.column_names:
+        return good
+    first: dict[str, int] = {}
+    for index, name in enumerate(rows.dataset["id"]):
+        if name is not None and first.setdefault(name, index) != index:
+            good[index] = False
+            found, fix = (
+                f"{name[:60]!r}, as {rows.place(first[name])}",
+                "give each row an id of its own, or data.on_bad_row=skip",
+            )
+            problem = Problem("data.repeated_id", "the id is that of an earlier row", rows.place(index), found, fix)
+            findings.add(problem, rows.dataset[index] if findings.skip else None)
+    return good
 
 
 def lint_contradictions(rows: Rows, texts: np.ndarray, task: Task, section: Any, findings: Findings) -> np.ndarray:
@@ -70,7 +91,7 @@ def lint_contradictions(rows: Rows, texts: np.ndarray, task: Task, section: Any,
         shown = [rows.dataset[int(index)] for index in group[:5]]
         same = next((place for place, labels in enumerate(zip(*(row["label"] for row in shown), strict=False)) if len(set(labels)) > 1), 0)
         said = [("..., " if same else "") + ", ".join(row["label"][same:])[:60] for row in shown]
-        found = "; ".join(f"{rows.origins[row['file']]}:{row['line']} says {text}" for row, text in zip(shown, said, strict=True))
+        found = "; ".join(f"{rows.place(index)} says {text}" for index, text in zip(group, said, strict=False))
         findings.add(
             Problem("data.conflicting_labels", "the same text has different labels", rows.place(group[0]), found, CONFLICT_FIX), shown[0]
         )

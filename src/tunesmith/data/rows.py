@@ -78,9 +78,9 @@ class Rows:
         return len(self.dataset)
 
     def place(self, index: int | np.integer[Any]) -> str:
-        """`file:line` of a row."""
+        """`file:line` of a row, and its id where it has one: a whole document may stand on one line."""
         row = self.dataset[int(index)]
-        return f"{self.origins[row['file']]}:{row['line']}"
+        return f"{self.origins[row['file']]}:{row['line']}" + (f", id {row['id']}" if row.get("id") else "")
 
     def select(self, indices: Sequence[int] | np.ndarray, split: str | None = None) -> Rows:
         """The rows at these indices."""

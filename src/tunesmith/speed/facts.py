@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.models.blocks import find_blocks
+from tunesmith.models.outputs import logits_of
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +84,7 @@ class Facts:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 batch = self.probe
-                logits: torch.Tensor = self.model(**batch)[0].float()
+                logits = logits_of(self.model(**batch)).float()
         finally:
             self.model.train(was_training)
         is_per_token = logits.dim() == 3 and "decoder_input_ids" not in batch

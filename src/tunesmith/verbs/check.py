@@ -128,6 +128,8 @@ def show_row(prepared: Prepared, index: int) -> dict[str, Any]:
         "special": [position for position, token in enumerate(row["input_ids"]) if token in special],
         "cut": int(encoded.full_lengths[index] - encoded.lengths[index]),
     }
+    if prepared.task.learnt is not None:
+        return {**shown, "pieces": decode_tokens(tokenizer, row["input_ids"]), "trained": prepared.task.learnt(prepared.spec.task, row)}
     if prepared.task.per_token:
         trained = [label >= 0 for label in row["labels"]]
         names = prepared.task.head(prepared.spec.task).get("id2label", {})

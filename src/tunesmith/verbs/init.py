@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def is_spec_file(path: str | Path) -> bool:
         start = path.read_bytes()[:1_000_000].decode("utf-8-sig", "replace").lstrip()
     except OSError:
         return True
-    return start.startswith("{") and '"data"' in start and any(f'"{section}"' in start for section in SPEC_SECTIONS)
+    if not start.startswith("{") or '"data"' not in start or re.search(r'"data"\s*:\s*\[\s*\{', start):
+        return False
+    return any(f'"{section}"' in start for section in SPEC_SECTIONS)
 
 
 def _data_source(path: str) -> Source:

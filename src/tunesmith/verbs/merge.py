@@ -149,5 +149,6 @@ def _save(run: Run, model: Any, dtype: str, folder: Path) -> None:
     task.finish(run.spec.task, model, run.tokenizer, folder)
     about = {"task": task.summary, "method": f"{METHODS.get(run.spec.method.name).summary}; merged", "weights": dtype}
     name = f"{run.spec.model.name} for {task.name}, merged"
-    card = write_card(name, run.spec.model.name, task.loader or card_code(task.auto_model), {"What it is": about}, [task.name])
+    code = (task.loader or card_code(task.auto_model)) + task.usage(run.spec.task)
+    card = write_card(name, run.spec.model.name, code, {"What it is": about}, [task.name])
     (folder / "README.md").write_text(card, encoding="utf-8")

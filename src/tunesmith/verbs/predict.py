@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.cache import key_of
+from tunesmith.data.json_document import check_surrogates, unique_keys
+from tunesmith.data.text import BadLine, Line, read_lines
 from tunesmith.errors import InputError
 from tunesmith.verbs.run import Run
+
+LONGEST_NAME = 4096
+
+
+def read_contexts(contexts: Sequence[str], num_questions: int) -> list[str]:
+    """The context of each question: a text, or the content of the file of that name; one is that of all questions.
+
+    Raises InputError when a file cannot be read.
+    """
+    texts = []
+    for context in contexts:
+        is_file = len(context) < LONGEST_NAME and os.path.isfile(context)  # a text may be no name at all
+        lines = list(read_lines(Path(context), "utf-8")) if is_file else []
+        bad = [line.problem for line in lines if isinstance(line, BadLine)]
+        if bad:
+            raise InputError.from_problems(bad)
+        texts.append("\n".join(line.text for line in lines if isinstance(line, Line)) if is_file else context)
+    return texts * num_questions if len(texts) == 1 else texts
 
 
 def predict_to(run: Run, file: str | None, texts: Sequence[str], pairs: Sequence[str], out: str | None) -> dict[str, Any]:
@@ -29,7 +50,8 @@ def predict_to(run: Run, file: str | None, texts: Sequence[str], pairs: Sequence
             fix="for example --text 'a fine film'",
         )
     if pairs and len(pairs) != len(texts):
-        raise InputError("usage.argument", "there must be one --pair for each --text", found=f"{len(texts)} --text, {len(pairs)} --pair")
+        problem = "there must be one --pair for each --text, or one --context for each --question or for all"
+        raise InputError("usage.argument", problem, found=f"{len(texts)} and {len(pairs)}")
     if out is None:
         return {"predictions": _rows(run, file, texts, pairs, 0)}
     path = Path(out)
@@ -43,9 +65,27 @@ def _rows(run: Run, file: str | None, texts: Sequence[str], pairs: Sequence[str]
     if texts:
         return run.predict(list(zip(texts, pairs, strict=True)) if pairs else list(texts))
     if file == "-":
-        return run.predict([line.rstrip("\r\n") for line in _standard_input() if line.strip()])
+        lines = [line.rstrip("\r\n") for line in _standard_input()]
+        if run.reads_texts:
+            return run.predict([line for line in lines if line.strip()])
+        return run.predict([_object(line, number) for number, line in enumerate(lines, 1) if line.strip()])
     assert file is not None
     return run.predict_file(file, skip=done)
+
+
+def _object(line: str, number: int) -> dict[str, Any]:
+    """A row that is more than a text."""
+    try:
+        row = json.loads(line, object_pairs_hook=unique_keys)
+        check_surrogates(line, row)
+    except (ValueError, RecursionError) as error:
+        row, found = None, str(error)
+    else:
+        found = line[:100]
+    if not isinstance(row, dict):
+        fix = "write one object a line, with the columns of the run's rows"
+        raise InputError("data.unreadable_line", "the line is not a JSON object", where=f"-:{number}", found=found, fix=fix)
+    return row
 
 
 def _standard_input() -> Iterator[str]:

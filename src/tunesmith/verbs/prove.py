@@ -15,6 +15,7 @@ import numpy as np
 from tunesmith.data.encode import Encoded
 from tunesmith.data.split import spread
 from tunesmith.errors import RunError
+from tunesmith.models.outputs import logits_of
 from tunesmith.prepare import Prepared
 from tunesmith.registry import Task
 from tunesmith.verbs import reload_model
@@ -38,7 +39,8 @@ def prove_model(prepared: Prepared, code: str, folder: Path, labels: dict[int, s
     Raises RunError when the folder cannot be loaded; what differs stands in the proof's problems.
     """
     encoded = prepared.encoded.get("validation", prepared.encoded["train"])
-    probe = _probe_tokens if prepared.task.per_token else _probe_vectors if prepared.task.loader else _probe_texts
+    reads_tokens = prepared.task.per_token or prepared.task.join is not None
+    probe = _probe_tokens if reads_tokens else _probe_vectors if prepared.task.loader else _probe_texts
     if prepared.task.writes_target:
         probe = _probe_targets
     indices, request, ids, expected = probe(prepared, encoded)
@@ -118,8 +120,9 @@ def _probe_tokens(prepared: Prepared, encoded: Encoded) -> Probe:
     request = token_request(encoded, prepared.task, prepared.spec.task, prepared.tokenizer)
     model, logits = prepared.model.eval(), []
     with torch.inference_mode():
-        for row, at in zip(request["ids"], request["positions"], strict=True):
-            logits.append(model(input_ids=torch.tensor([row], device=model.device)).logits[0, at].float().cpu())
+        for row, others, at in zip(request["ids"], request["others"], request["positions"], strict=True):
+            inputs = {name: torch.tensor([values], device=model.device) for name, values in {"input_ids": row, **others}.items()}
+            logits.append(logits_of(model(**inputs))[0, at].float().cpu())
     return spread(len(encoded), NUM_TOKEN_ROWS), request, request["ids"], torch.cat(logits)
 
 
@@ -151,15 +154,18 @@ def target_request(encoded: Encoded, task: Task, section: Any, tokenizer: PreTra
 
 
 def token_request(encoded: Encoded, task: Task, section: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a fresh process is asked about a model with an answer for each token: ids and positions of some examples, and the sources that
-    whole rows' tokens are made of."""
+    """What a fresh process is asked about a model with an answer for each token: ids, what else the model reads, and positions of some
+    examples, and the sources that whole rows' tokens are made of."""
     indices = spread(len(encoded), NUM_TOKEN_ROWS)
-    ids = [list(row) for row in encoded.dataset[[int(index) for index in indices]]["input_ids"]]
+    columns = encoded.dataset[[int(index) for index in indices]]
+    ids = [list(row) for row in columns["input_ids"]]
+    others = [name for name in columns if name in tokenizer.model_input_names and name != "input_ids"]
     whole = (encoded.lengths == encoded.full_lengths) & (np.bincount(encoded.row)[encoded.row] == 1)
     sources = [
         task.source(section, encoded.rows.dataset[int(encoded.row[index])], tokenizer) if whole[index] else None for index in indices
     ]
-    return {"ids": ids, "positions": [spread(len(row), NUM_POSITIONS).tolist() for row in ids], "sources": sources}
+    read = [dict(zip(others, values, strict=True)) for values in zip(*(columns[name] for name in others), strict=True)] or [{}] * len(ids)
+    return {"ids": ids, "others": read, "positions": [spread(len(row), NUM_POSITIONS).tolist() for row in ids], "sources": sources}
 
 
 def _logits_in_memory(prepared: Prepared, encoded: Encoded, indices: np.ndarray) -> torch.Tensor:

@@ -3,9 +3,9 @@
     python -I reload_model.py MODEL_FOLDER REQUEST.json TENSORS.safetensors
 
 The request holds the card's code and threads; for texts: texts, pairs (or null), max_length and rows_per_batch; for token ids:
-ids, positions whose logits are wanted, for each row its source (or null) of which the tokenizer should make those ids, and perhaps
-`hidden`, to have the hidden states there as well; for an encoder-decoder also the ids of targets, which positions then count, and
-max_source_length; for vectors: vectors_of (texts), max_length and rows_per_batch.
+ids, others (what else the model reads), positions whose logits are wanted, for each row its source (or null) of which the tokenizer
+should make those ids, and perhaps `hidden`, to have the hidden states there as well; for an encoder-decoder also the ids of targets,
+which positions then count, and max_source_length; for vectors: vectors_of (texts), max_length and rows_per_batch.
 """
 
 import json
@@ -71,15 +71,19 @@ def compute_tokens(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple
 
     ids: list[list[int]] = []
     logits, hidden = [], []
-    for index, (row, positions) in enumerate(zip(request["ids"], request["positions"], strict=True)):
+    for index, (row, others, positions) in enumerate(zip(request["ids"], request["others"], request["positions"], strict=True)):
         source = request["sources"][index] or {}
         if "messages" in source:
             ids.append(tokenizer.apply_chat_template(source["messages"], tokenize=True, return_dict=False))
         else:
-            ids.append(tokenizer(source["words"], is_split_into_words=True)["input_ids"] if "words" in source else row)
+            texts = {name: source[name] for name in ("text", "text_pair") if name in source}
+            words = {"text": source["words"], "is_split_into_words": True} if "words" in source else texts
+            ids.append(tokenizer(**words)["input_ids"] if words else row)
         with torch.inference_mode():
-            outputs = model(input_ids=torch.tensor([row]), output_hidden_states=bool(request.get("hidden")))
-        logits.append((outputs.logits[0, positions] if outputs.logits.dim() == 3 else outputs.logits).float())
+            inputs = {name: torch.tensor([values]) for name, values in {"input_ids": row, **others}.items()}
+            outputs = model(**inputs, output_hidden_states=bool(request.get("hidden")))
+        computed = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "start_logits" in outputs else outputs.logits
+        logits.append((computed[0, positions] if computed.dim() == 3 else computed).float())
         if request.get("hidden"):
             hidden.append(torch.stack([state[0, positions].float() for state in outputs.hidden_states]))
     return ids, {"logits": torch.cat(logits), **({"hidden": torch.cat(hidden, dim=1)} if hidden else {})}

@@ -225,16 +225,23 @@ class Run:
         columns = {role.name: all_columns[role.name] for role in task.roles if role.name in all_columns}
         spec = data_spec(source if source.startswith("hub:") else str(Path(source).absolute()), self.spec.data)
         opened = open_sources(spec, task.running_text)
-        if task.read_input is not None and not set(columns.values()) <= set(opened.names):
+        needed = [role.name for role in task.roles if role.required] or list(columns)
+        if task.read_input is not None and not {columns[name] for name in needed if name in columns} <= set(opened.names):
             # questions alone need not come in the columns of whole conversations
             chosen, _ = decide_columns(opened, spec.model_copy(update={"columns": "auto"}), task.roles)
         else:
+            columns = {name: column for name, column in columns.items() if name in needed or column in opened.names}
             used = [role for role in task.roles if role.name in columns]
             chosen, _ = decide_columns(opened, spec.model_copy(update={"columns": columns}), used)
         findings = Findings()
         rows = read_split("train", opened.origins["train"], chosen, task, self.spec.task, work, findings)
         rows.split = "data"
         return rows, findings
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a row to predict may be a text alone."""
+        return bool({"text", "prompt"} & {role.name for role in self._input_task.roles}) and "pair" not in self.spec.data.columns
 
     @property
     def _input_task(self) -> Task:
@@ -248,11 +255,12 @@ class Run:
 
     def predict(self, rows: str | Sequence[Any], *, quiet: bool = True) -> list[dict[str, Any]]:
         """One prediction a row, in their order: `{text, label, score, scores}`, `{text, labels, scores}` or `{text, value}`; for tokens
-        `{text, tokens, entities}` or `{text, tokens, tags, tag_scores}`; for vectors `{text, embedding}`, or `{text, pair, score}` of two.
+        `{text, tokens, entities}` or `{text, tokens, tags, tag_scores}`; for vectors `{text, embedding}`, or `{text, pair, score}` of two;
+        for questions `{question, answer, start, end, score}`.
 
-        A row is a text, (text, pair), a list of tokens, or a mapping with these. Where the task writes, a row is a text (what the user
-        says, or what is to be written on), a list of messages, or a mapping as in a data file, and a prediction has `answer`,
-        `finished` and `num_tokens` beside `messages` or `text`.
+        A row is a text, (text, pair), (question, context), a list of tokens, or a mapping with these. Where the task writes, a row is a
+        text (what the user says, or what is to be written on), a list of messages, or a mapping as in a data file, and a prediction has
+        `answer`, `finished` and `num_tokens` beside `messages` or `text`.
         """
         import datasets
 

@@ -121,6 +121,10 @@ def prediction_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
         if "prediction" in row:
             lines.append(row["prediction"] if row["finished"] else f"{row['prediction']} ...")
             continue
+        if "question" in row:
+            lines += [f"{row['answer'] or 'no answer'}\t{row['score']:.4f}\t{' '.join(row['question'].split())}"]
+            lines += [f"  {other['answer']}\t{other['score']:.4f}" for other in row.get("n_best", [])]
+            continue
         if "answer" in row:
             lines.append(row["answer"] if row["finished"] else f"{row['answer']} ...")
             continue
