@@ -19,7 +19,9 @@ def questions(num_rows: int = 40, seed: int = 0, clauses: int = 3, every_answere
     rows: list[dict[str, Any]] = []
     while len(rows) < num_rows:
         things = draw.sample(THINGS, 4)
-        said = [(draw.choice(things[:3]), f"{draw.choice(GOOD + BAD)} and {draw.choice(GOOD + BAD)}") for _ in range(draw.randint(2, clauses))]
+        said = [
+            (draw.choice(things[:3]), f"{draw.choice(GOOD + BAD)} and {draw.choice(GOOD + BAD)}") for _ in range(draw.randint(2, clauses))
+        ]
         # a word that no other context has
         context = "".join(f"the {thing} was {how} again " for thing, how in said) + "xy" + "".join(chr(97 + int(d)) for d in str(len(rows)))
         for number in range(2):

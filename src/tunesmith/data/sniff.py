@@ -269,7 +269,9 @@ def _format_of_content(sample: Sample, named: str) -> tuple[str, tuple[str, ...]
 
 def _json_format(sample: Sample, named: str) -> tuple[str, tuple[str, ...]]:
     lines = list(islice((line.text.strip() for line in sample.lines if line.text.strip()), 2))
-    starts_object = bool(lines) and lines[0].startswith("{") and (_is_object(lines[0]) or (len(lines) > 1 and lines[1].startswith("{")))
+    # a first line that is damaged is one of lines of objects all the same; one that goes on in the next is not
+    follows = len(lines) > 1 and lines[1].startswith("{") and not lines[0].endswith(("[", ","))
+    starts_object = bool(lines) and lines[0].startswith("{") and (_is_object(lines[0]) or follows)
     if starts_object and (len(lines) > 1 or named != "json"):
         return "jsonl", () if named == "jsonl" else (
             "jsonl: every line is an object" + (", though the name ends in .json" if named else ""),

@@ -7,7 +7,7 @@ import numpy as np
 
 from tiny_rows import rows_of
 from tunesmith.data.findings import Findings
-from tunesmith.data.lint import label_hashes, lint_contradictions, lint_labels, lint_leaks, num_duplicates, text_hashes
+from tunesmith.data.lint import label_hashes, lint_contradictions, lint_ids, lint_labels, lint_leaks, num_duplicates, text_hashes
 from tunesmith.tasks.text_classification import TEXT_CLASSIFICATION, TextClassificationSpec
 
 SECTION = TextClassificationSpec(problem_type="single_label_classification", labels=["x", "y"], label_separator="none")
@@ -82,3 +82,15 @@ def test_training_rows_that_stand_in_the_test_set_leak() -> None:
 
 def test_duplicates_are_rows_after_the_first() -> None:
     assert num_duplicates(text_hashes(rows_of(["a", "b", "a", "a"]))) == 2
+
+
+def test_an_id_may_stand_once_and_makes_no_other_text() -> None:
+    rows = rows_of(["a", "a", "b", "c"], ["x", "x", "y", "y"])
+    named = rows.dataset.add_column("id", ["one", "two", "one", None])
+    rows = type(rows)(rows.split, named, rows.origins)
+    assert text_hashes(rows)[0] == text_hashes(rows)[1]
+    findings = Findings()
+    assert lint_ids(rows, findings).tolist() == [True, True, False, True]
+    [problem] = findings.problems
+    assert (problem.code, problem.where, problem.found) == ("data.repeated_id", "rows.csv:4, id one", "'one', as rows.csv:2, id one")
+    assert rows.place(3) == "rows.csv:5"

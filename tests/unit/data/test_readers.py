@@ -283,6 +283,63 @@ def test_items_that_are_no_rows(tmp_path: Path) -> None:
     assert bad(seen) == [(2, "data.unreadable_line"), (3, "data.unreadable_line"), (4, "data.unreadable_line")]
 
 
+ARTICLES = """{"version": "v2.0", "data": [
+ {"title": "a \\"paragraphs\\": [", "paragraphs": [
+  {"qas": [
+    {"question": "q1",
+     "id": "1"},
+    {"question": "q2", "id": "2"}
+   ], "context": "c1"},
+  {"context": "c2", "qas": []},
+  {"context": "c3", "source": "s", "qas": [{"question": "q3", "id": "3"}]}
+ ]},
+ {"paragraphs": [{"context": "c4", "qas": [{"question": "q4", "context": "own"}]}]}
+]}"""
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_row_for_each_question_of_squads_articles(tmp_path: Path, as_list: bool) -> None:
+    content = ARTICLES.partition('"data": ')[2][:-1] if as_list else ARTICLES
+    title = {"title": 'a "paragraphs": ['}
+    assert rows(read(tmp_path, content, "squad.json")) == [
+        (4, {**title, "context": "c1", "question": "q1", "id": "1"}),
+        (6, {**title, "context": "c1", "question": "q2", "id": "2"}),
+        (9, {**title, "context": "c3", "source": "s", "question": "q3", "id": "3"}),
+        (11, {"context": "own", "question": "q4"}),
+    ]
+    assert rows(read(tmp_path, content.replace("\n", " "), "squad.json"))[3] == (1, {"context": "own", "question": "q4"})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "code"),
+    [
+        ('"context": "c2", "qas": []', '"context": "c2"', 8, "data.unreadable_line"),
+        ('{"question": "q2", "id": "2"}', '"q2"', 6, "data.unreadable_line"),
+        ('"id": "2"', '"question": "q2"', 6, "data.unreadable_line"),
+    ],
+)
+def test_questions_that_cannot_be_read(tmp_path: Path, before: str, after: str, line: int, code: str) -> None:
+    found = read(tmp_path, ARTICLES.replace(before, after), "squad.json")
+    assert bad(found) == [(line, code)]
+    assert [values["question"] for _, values in rows(found)][-1] == "q4"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "place"),
+    [
+        ('"qas": []', '"qas": {}', "squad.json:8"),
+        ('"context": "c2"', '"context": "c2", "context": "c"', "squad.json:8"),
+        ("]}\n]}", "", "squad.json:11"),
+        ('"paragraphs": [{', '"paragraphs": 3, "x": [{', "squad.json:11"),
+        ('"qas": []},', '"qas": []}, 5,', "squad.json:8"),
+    ],
+)
+def test_articles_that_break_off(tmp_path: Path, before: str, after: str, place: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, ARTICLES.replace(before, after), "squad.json")
+    assert caught.value.problems[0].where == place
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
