@@ -26,7 +26,15 @@ from tunesmith.errors import CODES
 HERE = Path(__file__).parent
 CATALOGUE: dict[str, list[dict[str, Any]]] = {
     kind: cases
-    for name in ("cases.yaml", "chat_cases.yaml", "embedding_cases.yaml", "masked_cases.yaml", "tag_cases.yaml", "translation_cases.yaml")
+    for name in (
+        "cases.yaml",
+        "answer_cases.yaml",
+        "chat_cases.yaml",
+        "embedding_cases.yaml",
+        "masked_cases.yaml",
+        "tag_cases.yaml",
+        "translation_cases.yaml",
+    )  # fmt: skip
     for kind, cases in yaml.safe_load((HERE / name).read_text(encoding="utf-8")).items()
 }
 OUTSIDE_THE_CATALOGUE = {
@@ -192,6 +200,14 @@ def test_bad_conversations(case: dict[str, Any], folder: Path, tiny_chat: Path, 
 def test_bad_tags(case: dict[str, Any], folder: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lay_out(case, folder)
     arguments = check_arguments(case, "rows.conll", tiny_bert)
+    assert_as_expected(case, refuse(arguments, folder, capsys))
+    assert_fix_works(case, arguments, capsys)
+
+
+@named("answers")
+def test_bad_questions_and_answers(case: dict[str, Any], folder: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(case, folder)
+    arguments = check_arguments(case, "rows.jsonl", tiny_bert)
     assert_as_expected(case, refuse(arguments, folder, capsys))
     assert_fix_works(case, arguments, capsys)
 
@@ -381,7 +397,7 @@ def test_every_code_has_a_case() -> None:
 
 def test_every_case_has_its_files_and_every_file_its_case() -> None:
     names = {case["case"] for cases in CATALOGUE.values() for case in cases}
-    groups = ("chat", "tags")
+    groups = ("answers", "chat", "tags")
     folders = {path.name for path in (HERE / "files").iterdir() if path.is_dir()} - {*groups}
     folders |= {f"{group}/{path.name}" for group in groups for path in (HERE / "files" / group).iterdir()}
     assert folders <= names

@@ -23,7 +23,16 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> Registry[Method]:
 
 
 def test_the_built_in_records_carry_their_names() -> None:
-    assert TASKS.names() == ["question_answering", "chat", "embedding", "token_classification", "seq2seq", "text_classification", "causal_lm", "masked_lm"]
+    assert TASKS.names() == [
+        "question_answering",
+        "chat",
+        "embedding",
+        "token_classification",
+        "seq2seq",
+        "text_classification",
+        "causal_lm",
+        "masked_lm",
+    ]
     assert {"full", "lora"} <= set(METHODS.names())
     for name in TASKS.names():
         assert TASKS.get(name).name == name

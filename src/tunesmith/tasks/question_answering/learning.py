@@ -111,7 +111,7 @@ def encode(section: QuestionAnsweringSpec, batch: dict[str, list[Any]], tokenize
         fault = fault or no_room
         if fault is None and answer is not None and not any(start <= answer[0] and answer[1] < end for start, end in windows):
             fault = _too_long(answer, section.stride)
-        for start, end in windows:
+        for start, end in windows[:1] if fault else windows:
             cut = {name: whole[name][:first] + whole[name][first + start : first + end] + whole[name][after:] for name in names}
             for name, values in cut.items():
                 columns[name].append(values)
