@@ -34,7 +34,7 @@ CATALOGUE: dict[str, list[dict[str, Any]]] = {
         "masked_cases.yaml",
         "tag_cases.yaml",
         "translation_cases.yaml",
-    )  # fmt: skip
+    )
     for kind, cases in yaml.safe_load((HERE / name).read_text(encoding="utf-8")).items()
 }
 OUTSIDE_THE_CATALOGUE = {
