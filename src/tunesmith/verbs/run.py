@@ -230,8 +230,8 @@ class Run:
             # questions alone need not come in the columns of whole conversations
             chosen, _ = decide_columns(opened, spec.model_copy(update={"columns": "auto"}), task.roles)
         else:
-            columns = {name: column for name, column in columns.items() if name in needed or column in opened.names}
-            used = [role for role in task.roles if role.name in columns]
+            used = [role for role in task.roles if role.name in columns and (role.kind != "name" or columns[role.name] in opened.names)]
+            columns = {role.name: columns[role.name] for role in used}
             chosen, _ = decide_columns(opened, spec.model_copy(update={"columns": columns}), used)
         findings = Findings()
         rows = read_split("train", opened.origins["train"], chosen, task, self.spec.task, work, findings)
