@@ -101,8 +101,11 @@ def _assert_same(ours: Trajectory, theirs: Trajectory) -> None:
     [
         ("triplets", [], losses.MultipleNegativesRankingLoss),
         ("scored_pairs", ["task.gradient_cache=true"], losses.CoSENTLoss),
-        ("scored_pairs", ["task.loss=cosine_similarity"], losses.CosineSimilarityLoss),
-        ("pairs", ["task.matryoshka_dimensions=[16,8]"], lambda model: losses.MatryoshkaLoss(model, losses.MultipleNegativesRankingLoss(model), [16, 8])),
+        pytest.param("scored_pairs", ["task.loss=cosine_similarity"], losses.CosineSimilarityLoss, marks=pytest.mark.slow),
+        pytest.param(
+            "pairs", ["task.matryoshka_dimensions=[16,8]"],
+            lambda model: losses.MatryoshkaLoss(model, losses.MultipleNegativesRankingLoss(model), [16, 8]), marks=pytest.mark.slow,
+        ),
     ],
     ids=["ranking-one-graph", "cosent-cached", "cosine-in-parts", "matryoshka"],
 )  # fmt: skip
@@ -123,6 +126,7 @@ def test_a_cache_of_gradients_draws_dropout_as_one_graph_does(bert: Path, tmp_pa
     _assert_same(cached, graph)
 
 
+@pytest.mark.slow
 def test_accelerations_change_nothing(still_bert: Path, tmp_path: Path) -> None:
     fast = _prepare(still_bert, tmp_path, "triplets")
     assert {"linear", "norm", "end_to_end", "optimizer"} <= set(fast.accelerations)
