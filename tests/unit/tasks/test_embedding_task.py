@@ -186,6 +186,13 @@ def test_losses_are_those_of_sentence_transformers(loss: str, texts: int, settin
     assert float(found) == pytest.approx(12 * float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize(("examples", "missing"), [("scored_pairs", "label"), ("labelled_pairs", "label"), ("triplets", "negative")])
+def test_rows_of_another_kind_are_refused(examples: str, missing: str) -> None:
+    with pytest.raises(InputError, match=f"need a column for the {missing}") as caught:
+        list(TASK.lint(section(examples=examples), {"text": ["a"], "pair": ["b"]}))
+    assert caught.value.code == "data.missing_column"
+
+
 def test_matryoshka_is_the_sum_over_sizes() -> None:
     vectors, labels = torch.randn(6, 2, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(6)
     cut = [TASK.loss(section(), vectors[..., :size], labels, 0.0) for size in (8, 4)]

@@ -9,8 +9,9 @@ from typing import Any
 from tunesmith.data.cells import read_cells
 from tunesmith.data.columns import read_number
 from tunesmith.data.text import shorten
+from tunesmith.errors import InputError
 from tunesmith.registry import Fault, Role
-from tunesmith.tasks.embedding.section import LABELLED, SCORED, EmbeddingSpec
+from tunesmith.tasks.embedding.section import LABELLED, SCORED, TRIPLETS, EmbeddingSpec
 
 TEXTS = ("text", "pair", "negative")
 """Columns of a row's texts, in the order in which they are laid end to end."""
@@ -57,7 +58,14 @@ def read_input(section: EmbeddingSpec, columns: dict[str, str], row: dict[str, A
 
 
 def lint(section: EmbeddingSpec, batch: dict[str, list[Any]]) -> Iterable[tuple[int, Fault]]:
-    """(row in batch, fault) of rows of which nothing, or something wrong, would be learnt."""
+    """(row in batch, fault) of rows of which nothing, or something wrong, would be learnt.
+
+    Raises InputError when the rows are of another kind than those that were trained on.
+    """
+    needed = {SCORED: "label", LABELLED: "label", TRIPLETS: "negative"}.get(str(section.examples), "text")
+    if needed not in batch:
+        problem = f"{str(section.examples).replace('_', ' ')} need a column for the {needed}"
+        raise InputError("data.missing_column", problem, found=f"columns for {', '.join(name for name in CANONICAL if name in batch)}")
     for index in range(len(batch["text"])):
         texts = [batch[name][index].strip() for name in TEXTS if name in batch]
         fault = _lint_score(section, batch["label"][index], texts) if section.examples in (SCORED, LABELLED) else _lint_texts(texts)
