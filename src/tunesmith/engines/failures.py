@@ -31,7 +31,8 @@ def out_of_memory(error: BaseException, tried: str) -> RunError:
         "the machine ran out of memory",
         where=tried,
         found=f"{_shown(error)}; this process had up to {peak_memory_bytes() / 1e6:,.0f} MB of {total_memory_bytes() / 1e6:,.0f} MB",
-        fix="a smaller model, method: lora, or a lower task.max_length; in evaluation, train.eval_batch_size; then `tunesmith resume`",
+        fix="a smaller model, method: lora, or a lower task.max_length; task.gradient_cache=true where a step is one graph; in "
+        "evaluation, train.eval_batch_size; then `tunesmith resume`",
     )
 
 
