@@ -72,7 +72,9 @@ def _add_uses(add: Callable[..., argparse.ArgumentParser]) -> None:
     """The commands that take a finished run."""
     command = add("evaluate", _evaluate, "evaluate a run's model")
     command.add_argument("run", metavar="RUN")
-    command.add_argument("--data", metavar="FILE", help="a labelled file (default: the run's test set, else its validation set)")
+    command.add_argument(
+        "--data", metavar="FILE", action="append", help="a labelled file; may be repeated (default: the run's test or else validation set)"
+    )
     command.add_argument("overrides", metavar="key=value", nargs="*", help="settings of writing, e.g. task.generation.num_beams=4")
     command.add_argument("--compare", action="store_true", help="evaluate the model that training started from as well")
     _add_json(command)
@@ -276,8 +278,10 @@ def _evaluate(arguments: Arguments) -> None:
     from tunesmith.verbs.run import open_run
     from tunesmith.verbs.show import confusion_lines, metric_lines, sample_lines
 
-    run = open_run(arguments.run)
-    result = run.evaluate(arguments.data, overrides=arguments.overrides, compare=arguments.compare)
+    run, files = open_run(arguments.run), arguments.data
+    result = run.evaluate(
+        files[0] if files is not None and len(files) == 1 else files, overrides=arguments.overrides, compare=arguments.compare
+    )
     if arguments.json:
         _print_json({**result, "train_seconds": run.train_seconds, "run": str(run.path)})
         return

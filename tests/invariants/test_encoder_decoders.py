@@ -53,10 +53,10 @@ def _plain(prepared: Prepared, folder: Path) -> Trajectory:
     [
         ("t5", ["method=full"]),
         ("bart", ["method=full", "train.gradient_accumulation_steps=2", "train.batch_size=4"]),
-        ("marian", ["method=full"]),
+        pytest.param("marian", ["method=full"], marks=pytest.mark.slow),
         ("mbart", ["method=full"]),
         ("t5", ["method=lora", "method.dropout=0.0", "method.rank=4"]),
-        ("bart", ["method=freeze", "method.num_blocks=1"]),
+        pytest.param("bart", ["method=freeze", "method.num_blocks=1"], marks=pytest.mark.slow),
     ],
     ids=["t5", "bart-accumulated", "marian", "mbart", "t5-lora", "bart-freeze"],
 )
@@ -88,8 +88,7 @@ def _gradients(model: Any) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), **{name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}}
 
 
-@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", ENCODER_DECODERS)
+@pytest.mark.parametrize(("kind", "adapters"), [*((kind, False) for kind in ENCODER_DECODERS), ("t5", True), ("bart", True)], ids=str)
 def test_accelerated_is_the_same(kind: str, adapters: bool) -> None:
     model = tiny_encoder_decoder(kind).train()
     if adapters:
@@ -119,7 +118,7 @@ def test_stacks_hold_the_layers_of_both_sides() -> None:
     assert "model.decoder.layers.0.encoder_attn.k_proj" in names
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_resumed_equals_straight(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import load_file
 

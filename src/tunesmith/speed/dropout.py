@@ -19,7 +19,7 @@ def why_not(facts: Facts) -> str | None:
         return "the device draws in parallel"
     if not facts.training:
         return "nothing is dropped in prediction"
-    return None if _layers(facts.model) else "the model drops nothing"
+    return None if _layers(facts.model) else "the model has no layers of dropout"
 
 
 def apply(facts: Facts) -> Callable[[], None]:

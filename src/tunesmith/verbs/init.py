@@ -125,11 +125,17 @@ def _first_rows(opened: Opened) -> list[str]:
     return [str(row)[:160] for row in opened.sample[:2]]
 
 
-def data_spec(source: str, like: DataSpec) -> DataSpec:
-    """The reading settings of a run's data, for another file; how fields are laid out only where it is of the same format, and a file alone
-    is not one of two parallel texts."""
-    first = like.train if isinstance(like.train, str) else like.train[0]
-    formats = [FORMATS.get(content_suffix(Path(name)), "") for name in (first, source)]
+def data_spec(source: str | list[str], like: DataSpec) -> DataSpec:
+    """The reading settings of a run's data, for another file or list of files; how fields are laid out only where the first is of the same
+    format, and a file alone is not one of two parallel texts."""
+
+    def absolute(path: str) -> str:
+        return path if path.startswith("hub:") else str(Path(path).absolute())
+
+    files = absolute(str(source)) if isinstance(source, (str, Path)) else [absolute(str(path)) for path in source]
+    firsts = [names if isinstance(names, str) else names[0] for names in (like.train, files)]
+    formats = [FORMATS.get(content_suffix(Path(name)), "") for name in firsts]
     layout = ("format", "delimiter", "header", "quoting", "extra_fields") if formats[0] != formats[1] else ()
-    plain = {name: DataSpec.model_fields[name].default for name in (*layout, *(["format"] if like.format == "parallel" else []))}
-    return like.model_copy(update={**plain, "train": source, "validation": "none", "test": "none", "root": "."})
+    is_alone = like.format == "parallel" and isinstance(files, str)
+    plain = {name: DataSpec.model_fields[name].default for name in (*layout, *(["format"] if is_alone else []))}
+    return like.model_copy(update={**plain, "train": files, "validation": "none", "test": "none", "root": "."})

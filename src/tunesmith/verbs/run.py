@@ -138,7 +138,7 @@ class Run:
         return model
 
     def evaluate(self, data: Any = None, *, overrides: Sequence[str] = (), compare: bool = False, quiet: bool = False) -> dict[str, Any]:
-        """Metrics, intervals and details on `data` (a path or a table); by default on the run's test set, else its validation set.
+        """Metrics, intervals and details on `data` (a path, several, a table); by default on the run's test set, else its validation set.
 
         A task that writes also writes answers, whose metrics and first samples are among the details; `overrides` change how, for this
         once (`task.generation.num_beams=4`). With `compare` the same is computed for the model that training started from, under `base`.
@@ -214,16 +214,16 @@ class Run:
             "data.no_such_file", "the run has neither test nor validation rows", fix="name a file: tunesmith evaluate RUN --data FILE"
         )
 
-    def _labelled_rows(self, source: str, work: Path) -> Rows:
+    def _labelled_rows(self, source: str | list[str], work: Path) -> Rows:
         rows, findings = self._read(source, self._task, work)
         lint_labels(rows, self._task, self.spec.task, findings)
         findings.raise_if_any()
         return rows
 
-    def _read(self, source: str, task: Task, work: Path) -> tuple[Rows, Findings]:
+    def _read(self, source: str | list[str], task: Task, work: Path) -> tuple[Rows, Findings]:
         all_columns: Any = self.spec.data.columns
         columns = {role.name: all_columns[role.name] for role in task.roles if role.name in all_columns}
-        spec = data_spec(source if source.startswith("hub:") else str(Path(source).absolute()), self.spec.data)
+        spec = data_spec(source, self.spec.data)
         opened = open_sources(spec, task.running_text)
         needed = [role.name for role in task.roles if role.required] or list(columns)
         if task.read_input is not None and not {columns[name] for name in needed if name in columns} <= set(opened.names):

@@ -262,6 +262,15 @@ def test_decisions_and_batches(tmp_path: Path) -> None:
     assert found.model.generation_config.max_new_tokens == 16
 
 
+def test_words_that_can_never_be_written_are_told(tmp_path: Path) -> None:
+    rows = [{"source": f"the film {word}", "target": f"{word} xyzzy film the"} for word in ("was", "again", "good", "long", "day")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = save_tiny_encoder_decoder("t5", tmp_path / "model")
+    spec = spec_of(str(tmp_path / "rows.jsonl"), ["task=seq2seq", f"model={model}", "train.precision=fp32", "data.validation=none"])
+    decisions = {decision.field: decision.value for decision in prepare(spec, use_cache=False).resolved.decisions}
+    assert decisions["unknown tokens"] == "20.00%"
+
+
 def test_check_shows_both_sides(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "rows.jsonl")
     model = save_tiny_encoder_decoder("t5", tmp_path / "model")
@@ -272,7 +281,7 @@ def test_check_shows_both_sides(tmp_path: Path) -> None:
 
 
 def test_the_way_through(tmp_path: Path) -> None:
-    """Trained by adapters, proven, evaluated with other settings, asked, merged: all on a model with languages."""
+    """Trained by adapters, proven, evaluated with other settings and rows, asked: all on a model with languages."""
     data = write_translations(tmp_path / "rows.jsonl")
     model = save_tiny_encoder_decoder("mbart50", tmp_path / "model")
     settings = [
@@ -289,6 +298,10 @@ def test_the_way_through(tmp_path: Path) -> None:
     assert greedy["num_generated"] == 3
     assert "exact_match" in greedy["metrics"]
     assert "bleu" not in greedy["metrics"]
+    sides = [tmp_path / "new.en", tmp_path / "new.de"]
+    for side, texts in zip(sides, zip(*pairs(3, seed=7), strict=True), strict=True):
+        side.write_text("\n".join(texts) + "\n")
+    assert run.evaluate([str(side) for side in sides], quiet=True)["num_rows"] == 3
     with pytest.raises(InputError, match="no setting of writing"):
         run.evaluate(overrides=["task.prefix=x"])
     (found,) = run.predict("the film was good")
@@ -297,6 +310,17 @@ def test_the_way_through(tmp_path: Path) -> None:
     rows.write_text("the film was good\na day in town\n")
     assert [row["source"] for row in run.predict_file(str(rows), quiet=True)] == ["the film was good", "a day in town"]
     assert next(iter(run.predict_file(str(rows), quiet=True)))["prediction"] == found["prediction"]
+
+
+@pytest.mark.slow
+def test_adapters_are_merged(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "rows.jsonl")
+    settings = [
+        f"model={save_tiny_encoder_decoder('t5', tmp_path / 'model')}", "method=lora", "train.precision=fp32", "data.validation=20%",
+        "train.max_steps=3", "task.num_generated_in_training=0", "task.generation.num_beams=2",
+    ]  # fmt: skip
+    run = tunesmith.train(str(data), settings, run=tmp_path / "run", quiet=True)
+    assert run.metrics["perplexity"] > 1
     assert run.merge(tmp_path / "merged", quiet=True)["proven"]
     merged = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
     assert merged.generation_config.num_beams == 2

@@ -101,8 +101,12 @@ def decide_reading(section: Seq2SeqSpec, opened: Any, columns: dict[str, str]) -
             "spec.undecided", "which language becomes which cannot be seen", where="task.source_language", found=", ".join(known), fix=fix
         )
     free = [name for name in known if name not in chosen.values()]
-    because = "the first of a row's two" if not chosen else "the other of a row's two"
-    return [Decision(f"task.{field}", free.pop(0), because) for field, language in said.items() if language == "auto"]
+    decisions = []
+    for number, (field, language) in enumerate(said.items()):
+        if language == "auto":
+            which = "other" if chosen else "second" if number else "first"
+            decisions.append(Decision(f"task.{field}", free.pop(0), f"the {which} of a row's two"))
+    return decisions
 
 
 def read(section: Seq2SeqSpec, columns: dict[str, str], row: dict[str, Any]) -> Iterable[dict[str, Any] | Fault]:
