@@ -341,10 +341,7 @@ def _decide_length(resolved: Resolved, task: Task, rows: Rows, tokenizer: PreTra
     check_lengths(section, limit)
     if task.writes_target:
         columns = task.encode(section, _sample(rows), tokenizer, NO_CUT)
-        sources, targets = (np.asarray(columns[name]) for name in ("full_length", "full_label_length"))
-        unknown = [label for labels in columns["labels"] for label in labels].count(tokenizer.unk_token_id) / targets.sum()
-        told = Decision("unknown tokens", f"{unknown:.2%}", "of the targets' tokens: what the tokenizer does not know is never written")
-        return resolved.decide([*decide_lengths_of_both(section, sources, targets, limit), *([told] if unknown else [])])
+        return resolved.decide(decide_lengths_of_both(section, columns, limit, tokenizer.unk_token_id))
     if section.max_length != "auto":
         return resolved
     if task.regroup is not None:

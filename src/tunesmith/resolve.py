@@ -99,8 +99,10 @@ def check_lengths(section: Any, limit: int) -> None:
         raise InputError.from_problems(problems)
 
 
-def decide_lengths_of_both(section: Any, sources: np.ndarray, targets: np.ndarray, limit: int) -> list[Decision]:
-    """The longest source, target and answer, from the lengths [rows] of a sample of both, in tokens, and the most the model reads."""
+def decide_lengths_of_both(section: Any, sample: dict[str, list[Any]], limit: int, unknown_id: int | None) -> list[Decision]:
+    """The longest source, target and answer, from the encoded columns of a sample, and the most the model reads; and how many tokens of
+    the targets are unknown."""
+    sources, targets = (np.asarray(sample[name]) for name in ("full_length", "full_label_length"))
     decisions = [
         decide_max_length(lengths, limit, f"task.{name}")
         for name, lengths in (("max_source_length", sources), ("max_target_length", targets))
@@ -111,6 +113,9 @@ def decide_lengths_of_both(section: Any, sources: np.ndarray, targets: np.ndarra
         most = min(max(longest + longest // 2, section.generation.min_new_tokens, FEWEST_NEW_TOKENS), limit - 1)
         because = f"half as many again as the longest of {len(targets):,} sampled targets ({longest})"
         decisions.append(Decision("task.generation.max_new_tokens", most, because))
+    if unknown := sum(labels.count(unknown_id) for labels in sample["labels"]) / targets.sum():
+        because = "of the targets' tokens: what the tokenizer does not know is never written"
+        decisions.append(Decision("unknown tokens", f"{unknown:.2%}", because))
     return decisions
 
 
