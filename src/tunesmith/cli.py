@@ -259,6 +259,8 @@ def _resume(arguments: Arguments) -> None:
 
 
 def _print_run(run: Any, as_json: bool) -> None:
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first speaks
+        return
     from tunesmith.verbs.show import metric_lines
 
     result = run.result

@@ -82,6 +82,7 @@ CODES: dict[str, str] = {
     "run.not_written": "A checkpoint could not be written.",
     "run.not_read": "A checkpoint holds what is not loaded: code, or objects other than tensors and plain values.",
     "run.proof": "The saved model does not compute what was trained.",
+    "run.other_process": "Another process that trained the same model is gone.",
     "run.failed": "The run failed for a reason outside tunesmith.",
 }
 """Every code an error may carry, with its meaning."""

@@ -17,6 +17,7 @@ from tunesmith.runs.directory import RunDirectory
 from tunesmith.runs.environment import describe_environment, peak_memory_bytes
 from tunesmith.runs.interruption import Interruption
 from tunesmith.runs.lock import LOCK, locked
+from tunesmith.runs.processes import Processes, join_processes
 from tunesmith.runs.progress import Progress, format_seconds
 from tunesmith.spec import RunSpec, TrainSpec
 
@@ -35,18 +36,23 @@ def train(
 ) -> Run:
     """Trains what a spec (or a data file, or a mapping) says, into a run directory.
 
+    Started several times at once (`torchrun`, `accelerate launch`), the processes train one model together.
+
     Raises InputError when spec or data are wrong, before anything is trained; RunError when the run cannot end well.
     """
     from tunesmith.verbs.init import spec_of
 
+    processes = join_processes()
+    if not processes.is_first:
+        return _follow(processes)
     progress = Progress(quiet)
     spec = spec_of(source, overrides)
     directory = RunDirectory.create(run, spec.task.name)
     interruption = Interruption(directory.path)
     with locked(directory.path), interruption.listening():
         try:
-            prepared = prepare(spec, directory.path / "rejected.jsonl", use_cache)
-            job = build_job(prepared, directory, interruption, progress)
+            prepared = prepare(spec, directory.path / "rejected.jsonl", use_cache, processes.count)
+            job = build_job(prepared, directory, interruption, progress, processes)
         except InputError:
             _remove_if_empty(directory)
             raise
@@ -56,6 +62,7 @@ def train(
         directory.write_json("data.json", prepared.data.fingerprint)
         directory.write_spec("resolved.yaml", prepared.spec.model_dump())  # last: from here on it is a run
         _show(prepared, directory, progress)
+        processes.tell((str(directory.path), None, False))
         return run_job(job, prepared, directory, progress)
 
 
@@ -65,6 +72,9 @@ def resume(path: str | Path, overrides: Iterable[str] = (), *, accept_changes: b
     With overrides such as `train.epochs=5` or `train.learning_rate=1e-5`, a run that is complete goes on too.
     Raises InputError when the run is complete, or its data, spec or environment has changed; RunError as `train`.
     """
+    processes = join_processes()
+    if not processes.is_first:
+        return _follow(processes)
     directory, progress, overrides = RunDirectory.open(path), Progress(quiet), tuple(overrides)
     interruption = Interruption(directory.path)
     with locked(directory.path) as dead_owner, interruption.listening():
@@ -77,7 +87,7 @@ def resume(path: str | Path, overrides: Iterable[str] = (), *, accept_changes: b
         origin = read_state(checkpoint, "run_state.json") if checkpoint else {}
         changed = differences(origin.get("spec", directory.spec().model_dump(mode="json")), spec.model_dump(mode="json"))
         asked = tuple(override.partition("=")[0].strip() for override in overrides)
-        prepared = prepare(spec, directory.path / "rejected.jsonl")
+        prepared = prepare(spec, directory.path / "rejected.jsonl", world_size=processes.count)
         now = _environment(prepared)
         check_changes(changed, differences(origin.get("environment", now), now), asked, accept_changes)
         check_unchanged(directory, prepared.data)
@@ -94,11 +104,24 @@ def resume(path: str | Path, overrides: Iterable[str] = (), *, accept_changes: b
             "resume", checkpoint=checkpoint.name if checkpoint else None, damaged=[folder.name for folder in damaged], changed=changed,
             dead_owner=dead_owner,
         )  # fmt: skip
-        job = build_job(prepared, directory, interruption, progress)
+        job = build_job(prepared, directory, interruption, progress, processes)
         job.has_new_schedule = any(key in SCHEDULE for key in changed)
         directory.write_spec("resolved.yaml", prepared.spec.model_dump())
         (directory.path / "result.json").unlink(missing_ok=True)
+        processes.tell((str(directory.path), checkpoint and checkpoint.name, job.has_new_schedule))
         return run_job(job, prepared, directory, progress, checkpoint)
+
+
+def _follow(processes: Processes) -> Run:
+    """Trains with the first process, which prepares the run and writes all of it down."""
+    path, checkpoint, has_new_schedule = processes.tell()
+    directory = RunDirectory.open(path)
+    interruption = Interruption()
+    with interruption.listening():
+        prepared = prepare(directory.spec(), world_size=processes.count)
+        job = build_job(prepared, directory, interruption, Progress(quiet=True), processes)
+        job.has_new_schedule = has_new_schedule
+        return run_job(job, prepared, directory, Progress(quiet=True), checkpoint and directory.checkpoints / checkpoint)
 
 
 def _checkpoint(directory: RunDirectory, accept_changes: bool) -> tuple[Path | None, list[Path]]:
@@ -115,7 +138,11 @@ def _environment(prepared: Prepared) -> dict[str, Any]:
 
 
 def build_job(
-    prepared: Prepared, directory: RunDirectory, interruption: Interruption | None = None, progress: Progress | None = None
+    prepared: Prepared,
+    directory: RunDirectory,
+    interruption: Interruption | None = None,
+    progress: Progress | None = None,
+    processes: Processes = Processes(),  # noqa: B008
 ) -> Job:
     """What the engine needs."""
     from tunesmith.engines.arguments import training_arguments
@@ -130,6 +157,8 @@ def build_job(
     shown = progress or Progress(quiet=True)
 
     def report(kind: str, **values: Any) -> None:
+        if not processes.is_first:
+            return
         directory.add_event(kind, **values)
         shown.say(f"{kind.replace('_', ' ')} at step {values['step']}: {values['found']}")
 
@@ -143,12 +172,13 @@ def build_job(
         validation,
         arguments,
         prepared.accelerations,
-        [RecordRun(directory)],
+        [RecordRun(directory)] if processes.is_first else [],
         checkpoints=checkpoints,
         interruption=interruption or Interruption(directory.path),
         report=report,
         origin={"spec": spec.model_dump(mode="json"), "environment": _environment(prepared)},
         limits={event["step"]: event["tokens"] for event in directory.events() if event["event"] == "memory"},
+        processes=processes,
     )
 
 
@@ -166,6 +196,9 @@ def run_job(job: Job, prepared: Prepared, directory: RunDirectory, progress: Pro
             "run.interrupted", f"{outcome.stopped_by} stopped the run after step {outcome.steps}; {kept}",
             where=str(directory.path), fix=f"tunesmith resume {directory.path}",
         )  # fmt: skip
+    if not job.processes.is_first:
+        job.processes.tell()
+        return Run(directory)
     save_and_prove(prepared, directory)
     with prepared.accelerated():
         results = evaluate_splits(job, prepared, directory, progress)
@@ -185,6 +218,7 @@ def run_job(job: Job, prepared: Prepared, directory: RunDirectory, progress: Pro
     directory.write_json("result.json", result)
     directory.add_event("end", **result)
     progress.say(f"done in {format_seconds(result['train_seconds'])}: {directory.path}")
+    job.processes.tell()
     return Run(directory)
 
 
@@ -196,7 +230,8 @@ def _fit(job: Job, directory: RunDirectory, progress: Progress, checkpoint: Path
         return _solve(job, directory, progress)
     steps = total_steps(job.spec, len(job.train))
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    directory.add_event("start", steps=steps, done=done)
+    if job.processes.is_first:
+        directory.add_event("start", steps=steps, done=done)
     with progress.activity("training", steps, done) as activity:
         job.callbacks.append(ShowTraining(activity, str(job.spec.train.metric_for_best_model), job.plan.rows_per_step))
         return fit(job, checkpoint)

@@ -52,6 +52,9 @@ WITHOUT_EFFECT = {
 }
 """Fields that would change nothing here, and what to do instead."""
 
+SHARDING = ("deepspeed", "fsdp", "fsdp_config", "parallelism_config")
+"""Fields that would cut the model into parts, which the engine does not know of."""
+
 
 def training_arguments(spec: RunSpec, num_steps: int, folder: Path) -> TrainingArguments:
     """TrainingArguments of a resolved spec that takes `num_steps` in all, with `train.extra` merged in.
@@ -152,6 +155,9 @@ def _extra_problems(extra: dict[str, Any], own: dict[str, Any], known: list[str]
         elif name not in known:
             problem = "the installed TrainingArguments has no such field"
             problems.append(Problem("spec.trainer_argument", problem, where, name, did_you_mean(name, known)))
+        elif name in SHARDING:
+            fix = "leave it out; started by torchrun, several processes train whole copies of the model together"
+            problems.append(Problem("spec.trainer_argument", f"{name} cuts the model into parts, which cannot be had", where, shown, fix))
         elif name in WITHOUT_EFFECT:
             problems.append(Problem("spec.no_effect", f"{name} would have no effect", where, shown, WITHOUT_EFFECT[name]))
         elif (name in own or name in SPEC_KEYS) and own.get(name) != value:

@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from tunesmith.runs.checkpoints import Checkpoints
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.runs.interruption import Interruption
+from tunesmith.runs.processes import Processes
 from tunesmith.runs.progress import Activity
 
 STATE = "run_state.json"
@@ -35,9 +36,12 @@ class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
     A checkpoint at the end of an epoch is written after what that end brings: otherwise a run resumed from it would miss the evaluation.
     """
 
-    def __init__(self, checkpoints: Checkpoints, interruption: Interruption, steps_per_epoch: int, has_new_schedule: bool) -> None:
-        self.checkpoints, self.interruption = checkpoints, interruption
+    def __init__(
+        self, checkpoints: Checkpoints, interruption: Interruption, steps_per_epoch: int, has_new_schedule: bool, processes: Processes
+    ) -> None:
+        self.checkpoints, self.interruption, self.processes = checkpoints, interruption, processes
         self.steps_per_epoch, self.has_new_schedule = steps_per_epoch, has_new_schedule
+        self._is_asked_to_stop = False
         self._owed = False
         self._saved_step = -1
 
@@ -55,7 +59,8 @@ class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
                 group["lr"], group["initial_lr"] = rate, args.learning_rate
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.interruption.take_request():
+        asked, self._is_asked_to_stop = self.processes.any(self.interruption.take_request(), self.interruption.signal is not None)
+        if asked:
             control.should_save = True
         self._stop(control)
         if control.should_save and state.global_step % self.steps_per_epoch == 0:
@@ -66,7 +71,7 @@ class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
             self._stop(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.interruption.signal and state.global_step % self.steps_per_epoch and state.global_step < state.max_steps:
+        if self._stops and state.global_step % self.steps_per_epoch and state.global_step < state.max_steps:
             # Stopped within the epoch: its end comes when the run goes on.
             control.should_evaluate = control.should_log = control.should_save = False
         if self._owed:
@@ -74,19 +79,29 @@ class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         written = Path(args.output_dir) / self.checkpoints.path(state.global_step).name
+        self.processes.wait()  # each has written its part
         if state.best_model_checkpoint:
             state.best_model_checkpoint = str(self.checkpoints.path(state.best_global_step))
+        if state.best_model_checkpoint and self.processes.is_first:
             state_file = written / TRAINER_STATE_NAME
             values = json.loads(state_file.read_text(encoding="utf-8"))
             values["best_model_checkpoint"] = state.best_model_checkpoint
             state_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        self.checkpoints.publish(state.global_step, [state.best_global_step] if state.best_model_checkpoint else [])
+        if self.processes.is_first:
+            self.checkpoints.publish(state.global_step, [state.best_global_step] if state.best_model_checkpoint else [])
         self._saved_step = state.global_step
         self._stop(control)
         control.should_save = False
 
+    @property
+    def _stops(self) -> bool:
+        """Whether training is to stop; several processes agree on it at the end of a step."""
+        if self._is_asked_to_stop and self.interruption.signal is None:
+            self.interruption.signal = "a signal to another process"
+        return self._is_asked_to_stop if self.processes.count > 1 else self.interruption.signal is not None
+
     def _stop(self, control: Any) -> None:
-        if self.interruption.signal:
+        if self._stops:
             control.should_save = control.should_training_stop = True
 
 

@@ -10,8 +10,8 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from tunesmith.errors import RunError
 from tunesmith.registry import METHODS, Task
 from tunesmith.runs.checkpoints import Checkpoints, is_whole, read_state
 from tunesmith.runs.interruption import Interruption
+from tunesmith.runs.processes import Processes
 from tunesmith.runs.secrets import redact
 from tunesmith.spec import RunSpec
 from tunesmith.speed.optimizer import AdamW
@@ -73,6 +74,7 @@ class Job:
     """Most tokens of a micro-batch from a step on (counted from 0), where memory did not suffice for the plan's."""
     has_new_schedule: bool = False
     """Whether learning rate or length are not those that the checkpoint was written with."""
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def scorer(self) -> Scorer:
@@ -90,7 +92,8 @@ class Job:
         return {name: value for name, value in found["metrics"].items() if name in task.metrics(section)}
 
     def step_batch(self, step: Step, rows: np.ndarray, epoch: int = 0) -> dict[str, Any]:
-        """The micro-batches of one step of this process, and the weight of the step's `rows` over all processes."""
+        """The micro-batches of one step of this process (none, where a step has fewer rows than there are processes), and the weight of the
+        step's `rows` over all processes."""
         section, pad = self.spec.task, int(self.tokenizer.pad_token_id)
         columns = self.train.examples(rows, training_key(self.spec.train.seed, epoch))
         places = {int(row): place for place, row in enumerate(rows)}
@@ -136,6 +139,8 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         )
         # The loss is the task's own, so the model need not know how many items a batch has.
         self.model_accepts_loss_kwargs = False
+        if job.processes.count > 1:  # gradients are added up below: the model is prepared without what would do so again
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.remove_callback(PrinterCallback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -186,10 +191,19 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
                 model.zero_grad()
                 inputs = self._halved(inputs, failure)
                 _restore_random_state(drawn)
+        total = self._add_up(total)
         if self.state.global_step == 0 and "skipped" not in self._step:
             self._refuse_idle(model)
         self._step["loss"] = total
         return total
+
+    def _add_up(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss of the step over all processes, and its gradient."""
+        processes = self.job.processes
+        processes.add_gradients(self.model.parameters())
+        if processes.any("skipped" in self._step)[0]:
+            self._step["skipped"] = True
+        return processes.sum(loss)
 
     def _computed(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         whole = self.job.task.whole_step(self.job.spec.task) is not None
@@ -197,10 +211,8 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
 
     def _step_in_parts(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
-        last = len(inputs["micro_batches"]) - 1
         for index, micro_batch in enumerate(inputs["micro_batches"]):
-            with nullcontext() if index == last else self.accelerator.no_sync(model):
-                loss = super().training_step(model, micro_batch, inputs["weight"])
+            loss = super().training_step(model, micro_batch, inputs["weight"])
             if not torch.isfinite(loss):
                 return self._lose_step(model, loss, [micro_batch], inputs["rows"][index])
             total += loss
@@ -229,8 +241,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         cached = torch.split(gradient, [len(part) for part in found])
         for index, (part, state) in enumerate(zip(parts, drawn, strict=True)):
             _restore_random_state(state)
-            with nullcontext() if index == len(parts) - 1 else self.accelerator.no_sync(model):
-                super().training_step(model, {"micro_batch": part, "labels": part["labels"], "gradient": cached[index]}, weight)
+            super().training_step(model, {"micro_batch": part, "labels": part["labels"], "gradient": cached[index]}, weight)
         return loss.detach()
 
     def _halved(self, inputs: dict[str, Any], failure: BaseException) -> dict[str, Any]:
@@ -304,6 +315,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         if self.job.checkpoints is None:
             return
         self.job.checkpoints.wait()
+        self.job.processes.wait()
         if self.args.load_best_model_at_end and best is not None and not is_whole(Path(best)):
             fix = "`tunesmith resume`: it goes on from a checkpoint that is whole, or says which is lost"
             raise RunError("run.best_lost", "the best checkpoint was damaged while the run went on", where=best, fix=fix)
@@ -356,20 +368,25 @@ def fit(job: Job, resume_from: Path | None = None) -> Outcome:
     if patience != "none":
         job.callbacks.append(EarlyStoppingCallback(patience, job.spec.train.early_stopping_threshold))
     if job.checkpoints is not None:
-        job.checkpoints.clear()
+        if job.processes.is_first:
+            job.checkpoints.clear()
         if job.spec.train.save_steps != "none":
             job.checkpoints.require_room(checkpoint_bytes(job.model))
-        job.callbacks.append(SaveCheckpoints(job.checkpoints, job.interruption, job.plan.steps_per_epoch, job.has_new_schedule))
+        job.callbacks.append(
+            SaveCheckpoints(job.checkpoints, job.interruption, job.plan.steps_per_epoch, job.has_new_schedule, job.processes)
+        )
     start = time.perf_counter()
     with explained(str(job.arguments.output_dir)):
         trainer = PlannedTrainer(job)
         if resume_from is not None and "watch" in (state := read_state(resume_from, STATE)):
             trainer.watch.load(state["watch"])
+        if job.processes.rank:
+            torch.manual_seed(job.spec.train.seed + job.processes.rank)  # else all would drop the same elements
         try:
             with job.interruption.deferred():
                 output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
         finally:
-            if job.checkpoints is not None:
+            if job.checkpoints is not None and job.processes.is_first:
                 job.checkpoints.close()
     # Accelerate wraps `forward` in autocast for mixed precision: the model handed back computes in the precision of its weights.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
