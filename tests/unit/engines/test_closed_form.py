@@ -214,6 +214,14 @@ def job_of(prepared: Prepared, folder: Path) -> Any:
     return build_job(prepared, RunDirectory.create(folder / "run", "text_classification"))
 
 
+def test_what_is_solved_for_wants_one_process(tmp_path: Path) -> None:
+    prepared = prepared_with("bert", tmp_path)
+    with pytest.raises(InputError) as caught:
+        prepare(prepared.spec, use_cache=False, world_size=2)
+    assert caught.value.problems[0].code == "spec.conflict"
+    assert caught.value.problems[0].found == "2 processes"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_times_the_head_are_the_logits_of_every_architecture(kind: str, tmp_path: Path) -> None:
     prepared = prepared_with(kind, tmp_path, {"name": "linear_probe", "l2": 0.5})
