@@ -22,7 +22,7 @@ from tunesmith.runs.progress import Progress, format_seconds
 from tunesmith.spec import RunSpec, TrainSpec
 
 if TYPE_CHECKING:
-    from tunesmith.engines.trainer import Job, Outcome
+    from tunesmith.engines.job import Job, Outcome
     from tunesmith.verbs.run import Run
 
 
@@ -147,7 +147,7 @@ def build_job(
     """What the engine needs."""
     from tunesmith.engines.arguments import training_arguments
     from tunesmith.engines.callbacks import RecordRun
-    from tunesmith.engines.trainer import Job
+    from tunesmith.engines.job import Job
 
     spec, encoded = prepared.spec, prepared.encoded
     validation = encoded.get("validation") if spec.train.eval_steps != "none" else None

@@ -21,7 +21,7 @@ from transformers import TrainerControl, TrainerState
 
 from tunesmith.data.encode import Encoded
 from tunesmith.data.lint import text_hashes
-from tunesmith.engines.trainer import Job, Outcome
+from tunesmith.engines.job import Job, Outcome
 from tunesmith.errors import InputError, RunError
 from tunesmith.registry import Decision
 

@@ -203,11 +203,11 @@ def test_what_has_not_converged_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     assert head.gradient > closed_form.MAX_GRADIENT
 
 
-def prepared_with(kind: str, folder: Path, method: Any = "linear_probe", **more: Any) -> Prepared:
+def prepared_with(kind: str, folder: Path, method: Any = "linear_probe", world_size: int = 1, **more: Any) -> Prepared:
     checkpoint = tiny_models.save_tiny(kind, folder / "checkpoint")
     data = tiny_models.write_jsonl(folder / "rows.jsonl", 60)
     spec = {"task": "text_classification", "model": str(checkpoint), "data": {"train": str(data)}, "method": method}
-    return prepare(load_spec({**spec, "train": {"precision": "fp32"}, **more}), use_cache=False)
+    return prepare(load_spec({**spec, "train": {"precision": "fp32"}, **more}), use_cache=False, world_size=world_size)
 
 
 def job_of(prepared: Prepared, folder: Path) -> Any:
@@ -215,9 +215,8 @@ def job_of(prepared: Prepared, folder: Path) -> Any:
 
 
 def test_what_is_solved_for_wants_one_process(tmp_path: Path) -> None:
-    prepared = prepared_with("bert", tmp_path)
     with pytest.raises(InputError) as caught:
-        prepare(prepared.spec, use_cache=False, world_size=2)
+        prepared_with("bert", tmp_path, world_size=2)
     assert caught.value.problems[0].code == "spec.conflict"
     assert caught.value.problems[0].found == "2 processes"
 
