@@ -250,13 +250,9 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     model = method.attach(resolved.spec.method, loaded, task.peft_task_type)
     has_validation = "validation" in encoded
     resolved = resolved.decide(decide_training(resolved.spec, len(encoded["train"]), has_validation))
-    check_training(resolved.spec, has_validation, total_steps(resolved.spec, len(encoded["train"])))
+    check_training(resolved.spec, has_validation, total_steps(resolved.spec, len(encoded["train"])), world_size)
     resolved.assert_decided()
     code += task.usage(resolved.spec.task)
-    if world_size > 1 and (method.engine == "closed_form" or task.whole_step(resolved.spec.task)):
-        where, problem = ("method", "is solved for") if method.engine == "closed_form" else ("task.loss", "compares the rows of a step")
-        problem = f"what {problem} is computed in one process"
-        raise InputError("spec.conflict", problem, where=where, found=f"{world_size} processes", fix="start one process")
     train = resolved.spec.train
     if train.pack:
         _check_packing(model)

@@ -222,11 +222,14 @@ def _decide_precision() -> Decision:
     return Decision("train.precision", value, f"a bf16 matrix product takes {1 / speedup:.2f} of the time of an fp32 one on this processor")
 
 
-def check_training(spec: RunSpec, has_validation: bool, num_steps: int) -> None:
-    """Refuses settings of a resolved spec that contradict each other or would have no effect in `num_steps` steps.
+def check_training(spec: RunSpec, has_validation: bool, num_steps: int, num_processes: int = 1) -> None:
+    """Refuses settings of a resolved spec that contradict each other or would have no effect in `num_steps` steps, and several processes
+    for what only one can compute.
 
     Raises InputError with all of them.
     """
+    if num_processes > 1:
+        _check_processes(spec, num_processes)
     train = spec.train
     problems: list[Problem] = []
 
@@ -306,3 +309,14 @@ def total_steps(spec: RunSpec, num_rows: int) -> int:
     if spec.train.max_steps != "none":
         return spec.train.max_steps
     return max(int(np.ceil(spec.train.epochs * steps_per_epoch(spec, num_rows))), 1)
+
+
+def _check_processes(spec: RunSpec, num_processes: int) -> None:
+    found = ""
+    if METHODS.get(spec.method.name).engine == "closed_form":
+        where, found = "method", "is solved for"
+    elif TASKS.get(spec.task.name).whole_step(spec.task) is not None:
+        where, found = "task.loss", "compares the rows of a step"
+    if found:
+        problem = f"what {found} is computed in one process"
+        raise InputError("spec.conflict", problem, where=where, found=f"{num_processes} processes", fix="start one process")
