@@ -64,7 +64,7 @@ def merge(run: Run, out: str | Path, *, dtype: str = "fp32", quiet: bool = False
             activity.advance(1)
             _, found = reload_model_in_fresh_process(folder, {**request, "code": task.loader or card_code(task.auto_model)})
         proof = (compare_vectors if task.loader else compare)(expected, found, dtype)
-        proof["rows"], proof["num_rows"] = held.split, len(request["ids"])
+        proof["rows"], proof["num_rows"] = held.split, request.get("num_rows", len(request["ids"]))
         (folder / "proof.json").write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")
         activity.advance(1)
         if not proof["proven"]:

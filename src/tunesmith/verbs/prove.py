@@ -110,6 +110,7 @@ def vector_request(encoded: Encoded, task: Task, section: Any) -> dict[str, Any]
         "ids": [[token for token, owner in zip(*row, strict=True) if owner == number] for row in rows for number in range(len(names))],
         "max_length": section.max_length,
         "rows_per_batch": ROWS_PER_BATCH,
+        "num_rows": len(indices),
     }
 
 
