@@ -85,14 +85,25 @@ class Checkpoints:
         (self.partial / checkpoint.name).rename(checkpoint)
         sync(self.folder)
         self.published(checkpoint)
-        kept = self.all()
-        spare = [path for path in kept[:-1] if step_of(path) not in keep]
-        for path in spare[: max(len(kept) - self.limit, 0) if self.limit is not None else 0]:
+        for path in self._spare(keep):
             # Renamed first: what is half removed must not look like a damaged checkpoint.
             removed = self.partial / f"removed-{step_of(path)}"
             path.rename(removed)
             shutil.rmtree(removed, ignore_errors=True)
         shutil.rmtree(self.partial / f"replaced-{step}", ignore_errors=True)
+
+    def _spare(self, keep: Collection[int]) -> list[Path]:
+        """What the limit lets go. A checkpoint is kept for the case that the newest is damaged only together with its best, without which
+        no run could go on from it."""
+        every = self.all()
+        if self.limit is None:
+            return []
+        kept = {step_of(every[-1]), *keep}
+        for path in every[-2::-1]:
+            best = _best_step(path)
+            wanted = kept | {step_of(path)} | ({best} if best is not None else set())
+            kept = wanted if len(wanted) <= self.limit else kept
+        return [path for path in every if step_of(path) not in kept]
 
 
 def seal_checkpoint(folder: Path) -> None:
@@ -153,7 +164,10 @@ def newest_checkpoint(folder: Path, needs_best: bool = True) -> tuple[Path | Non
 
 def _best_step(checkpoint: Path) -> int | None:
     """The step of the checkpoint whose model a run that goes on from here may end with."""
-    state = read_state(checkpoint, "trainer_state.json")
+    try:
+        state = read_state(checkpoint, "trainer_state.json")
+    except (OSError, ValueError):  # damaged since it was sealed
+        return None
     return state.get("best_global_step") if state.get("best_model_checkpoint") else None
 
 

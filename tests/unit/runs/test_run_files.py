@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import tunesmith.runs.progress as progress_module
-from tunesmith.errors import InputError
-from tunesmith.runs.checkpoints import MANIFEST, is_whole, newest_checkpoint, seal_checkpoint
+from tunesmith.errors import InputError, RunError
+from tunesmith.runs.checkpoints import MANIFEST, Checkpoints, is_whole, newest_checkpoint, seal_checkpoint, step_of
 from tunesmith.runs.directory import RunDirectory
 from tunesmith.runs.environment import PACKAGES, bf16_speedup, describe_environment, peak_memory_bytes, total_memory_bytes
 from tunesmith.runs.progress import Progress, format_seconds
@@ -151,6 +151,54 @@ def test_the_newest_whole_checkpoint_is_chosen_by_number(tmp_path: Path) -> None
     newest, damaged = newest_checkpoint(tmp_path)
     assert newest == tmp_path / "checkpoint-10"
     assert [path.name for path in damaged] == ["checkpoint-200", "checkpoint-100"]
+
+
+def _publish(checkpoints: Checkpoints, step: int, best: int) -> None:
+    folder = checkpoints.partial / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    state = {"best_global_step": best, "best_model_checkpoint": f"checkpoint-{best}"}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    checkpoints.publish(step, [best])
+    checkpoints.wait()
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [
+        (None, [[3], [3, 6], [3, 6, 9], [3, 6, 9, 12]]),
+        (1, [[3], [3, 6], [9], [9, 12]]),
+        # When 9 becomes the best, 6 would be of no use without 3, so 3 is what stays beside it.
+        (2, [[3], [3, 6], [3, 9], [9, 12]]),
+        (3, [[3], [3, 6], [3, 6, 9], [3, 9, 12]]),
+    ],
+)
+def test_the_limit_keeps_the_newest_the_best_and_what_can_take_their_place(
+    limit: int | None, left: list[list[int]], tmp_path: Path
+) -> None:
+    published: list[Path] = []
+    checkpoints = Checkpoints(tmp_path, limit, published.append)
+    for (step, best), expected in zip([(3, 3), (6, 3), (9, 9), (12, 9)], left, strict=True):
+        _publish(checkpoints, step, best)
+        assert [step_of(path) for path in checkpoints.all()] == expected
+        assert newest_checkpoint(tmp_path) == (checkpoints.path(step), [])
+    checkpoints.close()
+    assert [step_of(path) for path in published] == [3, 6, 9, 12]
+    assert not checkpoints.partial.exists()
+    if limit == 2:
+        (tmp_path / "checkpoint-9" / "trainer_state.json").unlink()
+        with pytest.raises(RunError) as caught:
+            newest_checkpoint(tmp_path)
+        assert caught.value.code == "run.best_lost"
+        assert newest_checkpoint(tmp_path, needs_best=False)[0] == tmp_path / "checkpoint-12"
+
+
+def test_a_checkpoint_that_is_written_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, 2)
+    for best in (3, 2):
+        _publish(checkpoints, 3, best)
+    checkpoints.close()
+    assert json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())["best_global_step"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
