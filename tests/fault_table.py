@@ -160,7 +160,10 @@ def plain(model: Path) -> Subject:
     def complete(checkpoint: Path) -> bool:
         return (checkpoint / "trainer_state.json").is_file() and _loads(checkpoint)
 
-    return Subject("plain Trainer", go, wrong, complete)
+    def saving(run: Path) -> bool:
+        return any(not (checkpoint / "trainer_state.json").is_file() for checkpoint in (run / "checkpoints").glob("checkpoint-*"))
+
+    return Subject("plain Trainer", go, wrong, complete, saving)
 
 
 def _loads(checkpoint: Path) -> bool:

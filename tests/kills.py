@@ -117,6 +117,13 @@ def go(data: Path, settings: Sequence[str], run: Path) -> None:
         tunesmith.train(str(data), list(settings), run=run, quiet=True)
 
 
+def _holds_something(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is killed and compared."""
@@ -126,6 +133,7 @@ class Subject:
     """(run) starts it, or goes on with it."""
     differing: Callable[[Path, Path], list[str]] = differing
     is_whole: Callable[[Path], bool] = is_whole
+    is_saving: Callable[[Path], bool] = lambda run: _holds_something(run / "checkpoints/.partial")
 
 
 def subject(name: str, places: dict[str, tuple[Path, Path]]) -> Subject:
@@ -173,13 +181,15 @@ def _live_and_die(of: Subject, run: Path, log: Path, tally: Tally, rng: random.R
     for _ in range(kills):
         child, started = fork(action, log), time.monotonic()
         code = (
-            ended(child, started + rng.uniform(0, length)) if rng.random() < 0.5 else _while_saving(child, run, rng, started + 2 * length)
+            ended(child, started + rng.uniform(0, length))
+            if rng.random() < 0.5
+            else _while_saving(of, child, run, rng, started + 2 * length)
         )
         if code is None:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             tally.kills += 1
-            tally.moments[_moment(run)] += 1
+            tally.moments[_moment(of, run)] += 1
         elif code != 0:
             tally.runs_lost.append(f"{run}: {log.read_text()[-2000:]}")
             return
@@ -194,11 +204,10 @@ def _live_and_die(of: Subject, run: Path, log: Path, tally: Tally, rng: random.R
         tally.runs_lost.append(f"{run}: {log.read_text()[-2000:]}")
 
 
-def _while_saving(child: int, run: Path, rng: random.Random, until: float) -> int | None:
+def _while_saving(of: Subject, child: int, run: Path, rng: random.Random, until: float) -> int | None:
     """Waits until a checkpoint is being written, and a moment longer."""
-    partial = run / "checkpoints/.partial"
     for _ in range(rng.randint(1, 3)):
-        while not (partial.is_dir() and any(partial.iterdir())):
+        while not of.is_saving(run):
             code = ended(child, time.monotonic())
             if code is not None or time.monotonic() > until:
                 return code
@@ -209,12 +218,11 @@ def _while_saving(child: int, run: Path, rng: random.Random, until: float) -> in
     return None
 
 
-def _moment(run: Path) -> str:
+def _moment(of: Subject, run: Path) -> str:
+    if of.is_saving(run):
+        return "saving"
     if not (run / "resolved.yaml").is_file():
         return "preparing"
-    partial = run / "checkpoints/.partial"
-    if partial.is_dir() and any(partial.iterdir()):
-        return "saving"
     if (run / "result.json").is_file():
         return "ended"
     if (run / "model").is_dir():
