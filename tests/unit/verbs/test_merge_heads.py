@@ -10,15 +10,18 @@ import transformers
 
 import tiny_models
 import tunesmith
+from tiny_questions import questions, write_flat
 from tiny_tags import write_conll
 
 
-@pytest.mark.parametrize("task", ["text_classification", "token_classification"])
+@pytest.mark.parametrize("task", ["text_classification", "token_classification", "question_answering"])
 def test_a_head_of_any_size_is_merged(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.verbs.prove.prove_model", lambda *arguments: {"proven": True, "problems": []})
     model = tiny_models.save_tiny("bert", tmp_path / "bert")
     if task == "token_classification":
         data, names = write_conll(tmp_path / "rows.conll", 30), ["O", "B-blame", "I-blame", "B-praise", "I-praise"]
+    elif task == "question_answering":
+        data, names = write_flat(tmp_path / "rows.jsonl", questions(30)), ["start", "end"]
     else:
         texts, _ = tiny_models.texts_and_labels(30)
         data, names = tmp_path / "rows.jsonl", ["a", "b", "c"]
