@@ -171,6 +171,18 @@ def test_batches_of_one_predict_the_same(trained: tuple[Path, dict[str, Any]], d
         assert alone["score"] == pytest.approx(row["score"], abs=2e-2 if run.spec.train.precision == "bf16" else 1e-5)
 
 
+def test_what_the_model_did_not_read_is_said(trained: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    import tunesmith
+
+    run = tunesmith.open_run(trained[0])
+    longer = 5 + run.spec.task.max_length  # type: ignore[attr-defined]
+    whole, cut = run.predict(["the film", "the " * longer])
+    assert "cut_tokens" not in whole
+    assert cut["cut_tokens"] == 7  # the five that are too many, and two for what stands before and after a text
+    assert main(["predict", str(trained[0]), "--text", "the " * longer]) == 0
+    assert "   (7 tokens were not read)" in capsys.readouterr().out
+
+
 def test_init_gives_a_spec_that_checks(data: Path, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = tmp_path / "spec.yaml"
     assert main(["init", str(data), "--model", str(tiny_bert), "--out", str(spec)]) == 0

@@ -37,8 +37,18 @@ def answer_rows(
     answered = task.answered or _answered
     for start, batch in rows.batches(ROWS_AT_ONCE):
         prompts = [ids for ids, _ in task.prompt(section, batch, tokenizer)]
+        whole = list(map(len, prompts))
+        if task.writes_target:  # a source may be cut; what is written on from is not
+            sources = {name: values for name, values in batch.items() if name != "label"}
+            whole = task.encode(section, sources, tokenizer, max(whole))["full_length"]
         for index, written in write_answers(task, section, model, tokenizer, prompts, precision, first_row + start, advance):
-            yield start + index, answered(section, {name: values[index] for name, values in batch.items()}, written)
+            answer = answered(section, {name: values[index] for name, values in batch.items()}, written)
+            yield start + index, {**answer, **cut_tokens(whole[index] - len(prompts[index]))}
+
+
+def cut_tokens(number: int) -> dict[str, int]:
+    """What a prediction says of tokens that the model did not read; nothing when it read them all."""
+    return {"cut_tokens": int(number)} if number else {}
 
 
 def with_answers(

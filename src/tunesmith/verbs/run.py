@@ -24,6 +24,7 @@ from tunesmith.runs.progress import Progress
 from tunesmith.spec import RunSpec
 from tunesmith.spec_file import Source
 from tunesmith.strict import apply_override, validate
+from tunesmith.verbs.answers import answer_rows, cut_tokens, with_answers
 from tunesmith.verbs.init import data_spec
 
 if TYPE_CHECKING:
@@ -196,8 +197,6 @@ class Run:
         section: Any = self.spec.task
         if self._task.prompt is None or not getattr(section, "num_generated", 0):
             return result
-        from tunesmith.verbs.answers import with_answers
-
         return with_answers(result, encoded, self._task, section, model, self.tokenizer, str(self.spec.train.precision), progress)
 
     def held_rows(self, splits: Sequence[str] = ("validation", "test", "train")) -> Rows:
@@ -260,7 +259,8 @@ class Run:
 
         A row is a text, (text, pair), (question, context), a list of tokens, or a mapping with these. Where the task writes, a row is a
         text (what the user says, or what is to be written on), a list of messages, or a mapping as in a data file, and a prediction has
-        `answer`, `finished` and `num_tokens` beside `messages` or `text`.
+        `answer`, `finished` and `num_tokens` beside `messages` or `text`. One of a row that is longer than the model may read has
+        `cut_tokens`, how many it did not read.
         """
         import datasets
 
@@ -317,8 +317,6 @@ class Run:
             if self._task.prompt is None:
                 yield from in_order(self._scored(rows, activity.advance))
                 return
-            from tunesmith.verbs.answers import answer_rows
-
             section, precision = self.spec.task, str(self.spec.train.precision)
             numbered = answer_rows(rows, self._task, section, self.model, self.tokenizer, precision, first_row, activity.advance)
             yield from in_order(numbered)
@@ -338,10 +336,12 @@ class Run:
                             advance(1)
                         continue
                     texts = examples.sources()
+                    cut = encoded.full_lengths[indices] - encoded.lengths[indices]
                     for offset, result in enumerate(found):
                         if task.to_text is not None:
                             result = task.to_text(self.spec.task, self.tokenizer, texts["text"][offset], result)
-                        yield int(examples.row[offset]), {**{name: texts[name][offset] for name in names}, **result}
+                        given = {name: texts[name][offset] for name in names}
+                        yield int(examples.row[offset]), {**given, **result, **cut_tokens(cut[offset])}
                     advance(len(indices))
 
 

@@ -118,37 +118,36 @@ def prediction_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
     """One prediction a line: what was predicted, how surely, and the text."""
     lines = []
     for row in rows:
-        if "prediction" in row:
-            lines.append(row["prediction"] if row["finished"] else f"{row['prediction']} ...")
-            continue
-        if "question" in row:
-            lines += [f"{row['answer'] or 'no answer'}\t{row['score']:.4f}\t{' '.join(row['question'].split())}"]
-            lines += [f"  {other['answer']}\t{other['score']:.4f}" for other in row.get("n_best", [])]
-            continue
-        if "answer" in row:
-            lines.append(row["answer"] if row["finished"] else f"{row['answer']} ...")
-            continue
-        if "masks" in row:
-            lines.append(row["filled"])
-            lines += ["  " + "  ".join(f"{found['token_str'].strip()} {found['score']:.4f}" for found in ranked) for ranked in row["masks"]]
-            continue
-        if "entities" in row:
-            found = ", ".join(f"{entity['label']} {entity['text']!r} {entity['score']:.2f}" for entity in row["entities"])
-            lines.append(f"{found or 'no entity'}\t{' '.join(row['text'].split())}")
-            continue
-        if "tags" in row:
-            lines.append(" ".join(f"{token}/{tag}" for token, tag in zip(row["tokens"], row["tags"], strict=True)))
-            continue
-        if "embedding" in row:
-            head = f"[{', '.join(f'{number:.4f}' for number in row['embedding'][:3])}, ...] {len(row['embedding'])} numbers"
-        elif "score" in row and "label" not in row:
-            head = f"{row['score']:.4f}"
-        elif "value" in row:
-            head = f"{row['value']:.4f}"
-        elif "label" in row:
-            head = f"{row['label']}\t{row['score']:.4f}"
-        else:
-            head = ", ".join(f"{label} {row['scores'][label]:.2f}" for label in row["labels"]) or "no label"
-        text = row["text"] + (f" | {row['pair']}" if "pair" in row else "")
-        lines.append(f"{head}\t{' '.join(text.split())}")
+        first, *more = _lines_of(row)
+        lines += [first + (f"   ({row['cut_tokens']} tokens were not read)" if "cut_tokens" in row else ""), *more]
     return lines
+
+
+def _lines_of(row: dict[str, Any]) -> list[str]:
+    if "prediction" in row:
+        return [row["prediction"] if row["finished"] else f"{row['prediction']} ..."]
+    if "question" in row:
+        others = [f"  {other['answer']}\t{other['score']:.4f}" for other in row.get("n_best", [])]
+        return [f"{row['answer'] or 'no answer'}\t{row['score']:.4f}\t{' '.join(row['question'].split())}", *others]
+    if "answer" in row:
+        return [row["answer"] if row["finished"] else f"{row['answer']} ..."]
+    if "masks" in row:
+        ranked = ["  ".join(f"{found['token_str'].strip()} {found['score']:.4f}" for found in mask) for mask in row["masks"]]
+        return [row["filled"], *(f"  {line}" for line in ranked)]
+    if "entities" in row:
+        found = ", ".join(f"{entity['label']} {entity['text']!r} {entity['score']:.2f}" for entity in row["entities"])
+        return [f"{found or 'no entity'}\t{' '.join(row['text'].split())}"]
+    if "tags" in row:
+        return [" ".join(f"{token}/{tag}" for token, tag in zip(row["tokens"], row["tags"], strict=True))]
+    if "embedding" in row:
+        head = f"[{', '.join(f'{number:.4f}' for number in row['embedding'][:3])}, ...] {len(row['embedding'])} numbers"
+    elif "score" in row and "label" not in row:
+        head = f"{row['score']:.4f}"
+    elif "value" in row:
+        head = f"{row['value']:.4f}"
+    elif "label" in row:
+        head = f"{row['label']}\t{row['score']:.4f}"
+    else:
+        head = ", ".join(f"{label} {row['scores'][label]:.2f}" for label in row["labels"]) or "no label"
+    text = row["text"] + (f" | {row['pair']}" if "pair" in row else "")
+    return [f"{head}\t{' '.join(text.split())}"]

@@ -306,6 +306,8 @@ def test_the_way_through(tmp_path: Path) -> None:
         run.evaluate(overrides=["task.prefix=x"])
     (found,) = run.predict("the film was good")
     assert set(found) == {"source", "prediction", "num_tokens", "finished", "score"}
+    (found_of_much,) = run.predict("film " * 500)
+    assert found_of_much["cut_tokens"] == len(run.tokenizer("film " * 500)["input_ids"]) - run.spec.task.max_source_length
     rows = tmp_path / "new.txt"
     rows.write_text("the film was good\na day in town\n")
     assert [row["source"] for row in run.predict_file(str(rows), quiet=True)] == ["the film was good", "a day in town"]
