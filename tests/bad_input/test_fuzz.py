@@ -17,8 +17,8 @@ from tunesmith.prepare import prepare_data
 from tunesmith.strict import load_spec
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-MANY_SPECS = settings(max_examples=17_500, deadline=None, suppress_health_check=list(HealthCheck))
-MANY_FILES = settings(max_examples=1_500, deadline=None, suppress_health_check=list(HealthCheck))
+MANY_SPECS = settings(QUICK, max_examples=17_500)
+MANY_FILES = settings(QUICK, max_examples=1_500)
 
 SPEC = """task: {name: text_classification, labels: [good, bad], problem_type: auto}
 model: minilm
@@ -54,8 +54,14 @@ FILES = {
     "chat.jsonl": b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n' * 3,
     "tags.conll": b"good B-praise\nfilm O\n\nbad B-blame\nfilm O\n\n",
     "prose.txt": b"a film that is good\n\nand one that is bad\n" * 3,
+    "squad.json": b'{"data": [{"paragraphs": [{"context": "Ann sings.", "qas": [{"id": "1", "question": "Who?", "answers": '
+    b'[{"text": "Ann", "answer_start": 0}]}, {"id": "2", "question": "Why?", "is_impossible": true, "answers": []}]}]}]}',
+    "pairs.jsonl": b'{"source": "a day", "target": ["ein Tag", "der Tag"]}\n{"source": "night", "target": ["die Nacht"]}\n' * 2,
+    "scored.csv": b"sentence1,sentence2,score\na day,the day,4.5\na night,a film,0.5\n",
 }
-TASKS = ("text_classification", "token_classification", "chat", "causal_lm", "masked_lm")
+TASKS = (
+    "text_classification", "token_classification", "chat", "causal_lm", "masked_lm", "question_answering", "seq2seq", "embedding",
+)  # fmt: skip
 
 
 @st.composite
@@ -164,7 +170,7 @@ def test_many_data_files(tiny_bert: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=2_500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(QUICK, max_examples=2_500)
 @given(st.binary(max_size=200))
 def test_many_bytes_as_a_spec(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
