@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import string
 from pathlib import Path
 
@@ -11,6 +12,12 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = """the a an and or not it is was this that film book food very good bad great poor fine dull awful lovely nice boring
 happy sad warm cold plot actor cast scene story music play meal soup service room hotel staff clean dirty one two three four five
 six seven eight nine ten first second last i we you they he she of to in on for with at from by but so my our no yes""".split()  # noqa: SIM905 one word a line would be a page
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Tests that are started in the background ignore SIGINT, and so would what they train."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ OUTSIDE_THE_CATALOGUE = {
     "run.out_of_memory": "a run that fails, not a bad input",
     "run.interrupted": "a run that fails, not a bad input",
     "model.remote_code": "tests/faults/test_security.py",
+    "run.other_process": "needs another process: tests/unit/runs/test_processes_of_a_run.py",
     "usage.run_in_use": "needs another process: tests/faults/test_checkpoint_faults.py",
     "run.changed": "needs a run that was stopped: tests/faults/test_checkpoint_faults.py",
     "run.best_lost": "a run that fails, not a bad input",

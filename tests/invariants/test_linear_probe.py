@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import tiny_models
 import tunesmith
 from tunesmith.engines import closed_form
+from tunesmith.errors import RunError
 
 L2 = {"name": "linear_probe", "l2": 2.0}
 
@@ -121,7 +122,7 @@ def test_an_interrupted_run_starts_again_and_ends_the_same(checkpoint: Path, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(closed_form, "targets_of", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RunError, match="SIGINT stopped the run"):
             train(spec_for(checkpoint, tmp_path), tmp_path, "stopped")
     assert not (tmp_path / "stopped" / "result.json").exists()
     resumed = tunesmith.resume(tmp_path / "stopped", quiet=True)

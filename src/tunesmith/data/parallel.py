@@ -7,13 +7,23 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from tunesmith.data.sniff import FORMATS
-from tunesmith.data.text import COMPRESSIONS, BadLine, RawRow, read_lines
+from tunesmith.data.text import BadLine, RawRow, read_lines
 from tunesmith.errors import InputError
 
 COLUMN = "translation"
 """Holds both texts by their languages, the source's first, as datasets of translations do."""
-LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z]{2,4})?")
+LANGUAGE = re.compile(r"([a-z]{2,3})([_-][A-Za-z]{2,4})?")
+LANGUAGES = frozenset(
+    """aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es et eu fa ff
+    fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku
+    kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu
+    rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo
+    wa wo xh yi yo za zh zu afr amh ara aze azj bak ben bos bre bul cat ces cmn cym dan deu ell eng epo est eus fas fin fra gla gle glg
+    guj hau heb hin hrv hun hye ibo ind isl ita jpn kan kat kaz khm kor kur lao lat lav lit ltz lvs mal mar mkd mlg mon msa mya nep nld
+    nno nob nor pan pes pol por pus ron rus sin slk slv som spa sqi srp swa swe swh tam tat tel tgl tha tur ukr urd uzb uzn vie wuu xho
+    yor yue zho zsm zul""".split()  # noqa: SIM905 one code a line would be pages
+)
+"""Codes of ISO 639, of two letters and, of the more usual languages, of three: a name may hold other short words (`one`, `pos`, `dev`)."""
 NO_LANGUAGES = ("source", "target")
 Pair = tuple[Path, Path]
 
@@ -37,10 +47,14 @@ def languages(first: Path, second: Path) -> tuple[str, str]:
     """The languages in which the names of two files differ: `train.en.gz` and `train.de.gz`; or `source` and `target`."""
     one, other = first.name.split("."), second.name.split(".")
     apart = [pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]]
-    known = {suffix[1:] for suffix in (*FORMATS, *COMPRESSIONS)} | {"txt"}
-    if len(one) == len(other) and len(apart) == 1 and all(LANGUAGE.fullmatch(part) and part not in known for part in apart[0]):
+    if len(one) == len(other) and len(apart) == 1 and all(map(_is_language, apart[0])):
         return apart[0]
     return NO_LANGUAGES
+
+
+def _is_language(part: str) -> bool:
+    found = LANGUAGE.fullmatch(part)
+    return found is not None and found[1] in LANGUAGES
 
 
 def pair_name(pair: Pair) -> str:

@@ -32,6 +32,8 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("a.txt", "b.txt", ("source", "target")),
         ("train.en", "valid.de", ("source", "target")),
         ("train.english", "train.german", ("source", "target")),
+        ("one.csv", "two.csv", ("source", "target")),
+        ("reviews.pos", "reviews.neg", ("source", "target")),
     ],
 )
 def test_languages_are_seen_from_names(first: str, second: str, found: tuple[str, str]) -> None:

@@ -14,7 +14,10 @@ from tiny_questions import questions, write_flat
 from tiny_tags import write_conll
 
 
-@pytest.mark.parametrize("task", ["text_classification", "token_classification", "question_answering"])
+@pytest.mark.parametrize(
+    "task",
+    ["text_classification", *(pytest.param(task, marks=pytest.mark.slow) for task in ("token_classification", "question_answering"))],
+)
 def test_a_head_of_any_size_is_merged(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.verbs.prove.prove_model", lambda *arguments: {"proven": True, "problems": []})
     model = tiny_models.save_tiny("bert", tmp_path / "bert")

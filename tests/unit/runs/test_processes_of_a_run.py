@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tunesmith.errors import RunError
+from tunesmith.runs.processes import Processes, join_processes
+
+
+def test_one_process_has_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    alone = join_processes()
+    assert (alone.rank, alone.count, alone.is_first) == (0, 1, True)
+    assert alone.tell("a path") == "a path"
+    assert alone.any(False, True) == [False, True]
+    assert alone.sum(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+    weight = torch.nn.Parameter(torch.ones(2))
+    alone.add_gradients([weight])
+    assert weight.grad is None
+
+
+def test_what_another_lacks_counts_as_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Done:
+        def wait(self) -> None:
+            pass
+
+    def double(tensor: torch.Tensor, async_op: bool) -> Done:
+        """What a second process with the same tensors would add."""
+        tensor *= 2
+        return Done()
+
+    monkeypatch.setattr("torch.distributed.all_reduce", double)
+    learnt, unread, frozen = (torch.nn.Parameter(torch.ones(2), requires_grad=number < 2) for number in range(3))
+    learnt.grad = torch.tensor([1.0, 2.0])
+    both = Processes(1, 2)
+    both.add_gradients([learnt, unread, frozen])
+    assert learnt.grad.tolist() == [2.0, 4.0]
+    assert unread.grad is None, "no process has one"
+    monkeypatch.setattr(Processes, "any", lambda self, *values: [True] * len(values))
+    both.add_gradients([unread])
+    assert unread.grad is not None
+    assert unread.grad.tolist() == [0.0, 0.0]
+
+
+def test_a_process_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("Connection closed by\n peer [127.0.0.1]:29500")
+
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", closed)
+    with pytest.raises(RunError) as caught:
+        Processes(1, 2).tell()
+    problem = caught.value.problems[0]
+    assert problem.code == "run.other_process"
+    assert problem.found == "Connection closed by peer [127.0.0.1]:29500"
+    assert "tunesmith resume" in problem.fix
