@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -23,12 +22,11 @@ from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 import tunesmith
+from resumption import resumed_equals_straight
 from tiny_models import save_tiny
 from tiny_pairs import rows, write_pairs
 from trajectories import InPlannedOrder, Losses, Trajectory, by_tunesmith
-from tunesmith import pipeline
 from tunesmith.data.plan import BatchPlan
-from tunesmith.engines import trainer
 from tunesmith.prepare import Prepared, prepare
 from tunesmith.verbs.init import spec_of
 
@@ -141,36 +139,12 @@ def test_accelerations_change_nothing(still_bert: Path, tmp_path: Path) -> None:
     ids=["full", "lora-cached"],
 )
 def test_resumed_equals_straight(bert: Path, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.verbs.prove.prove_model", lambda *arguments: {"proven": True, "problems": []})
     data = write_pairs(tmp_path / "rows.jsonl", "pairs", 60)
     settings = [
         f"model={bert}", "data.validation=20%", "train.precision=fp32", "train.epochs=2", "train.batch_size=16", "train.learning_rate=5e-3",
         "train.save_steps=2", "train.eval_steps=2", "train.logging_steps=1", *overrides,
     ]  # fmt: skip
-    straight = tunesmith.train(str(data), settings, run=tmp_path / "straight", quiet=True).path
-
-    class Crash(transformers.TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 5:
-                raise RuntimeError("pulled the plug")
-
-    original = trainer.PlannedTrainer.__init__
-
-    def with_crash(self: Any, job: Any) -> None:
-        job.callbacks.append(Crash())
-        original(self, job)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.PlannedTrainer, "__init__", with_crash)
-        with pytest.raises(RuntimeError, match="pulled the plug"):
-            tunesmith.train(str(data), settings, run=tmp_path / "stopped", quiet=True)
-    resumed = pipeline.resume(tmp_path / "stopped", quiet=True).path
-    name = "adapter_model.safetensors" if "method=lora" in overrides else "model.safetensors"
-    expected, found = load_file(straight / "model" / name), load_file(resumed / "model" / name)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-    results = [json.loads((run / "eval/validation.json").read_text()) for run in (straight, resumed)]
-    assert results[0] == results[1]
+    resumed_equals_straight(data, settings, tmp_path, monkeypatch, crash_after=5)
 
 
 @pytest.mark.parametrize(

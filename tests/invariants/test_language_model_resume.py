@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from transformers import TrainerCallback
 
-import tunesmith
+from resumption import resumed_equals_straight
 from tiny_conversations import save_chat_model, write_conversations, write_prose
 from tiny_models import save_tiny
-from tunesmith import pipeline
-from tunesmith.engines import trainer
 
 SETTINGS = [
     "data.validation=20%", "train.precision=fp32", "train.epochs=2", "train.batch_size=4", "train.gradient_accumulation_steps=2",
@@ -23,46 +16,6 @@ SETTINGS = [
 ]  # fmt: skip
 CRASH_AFTER_STEP = 5
 LORA = ["task=chat", "method.rank=4", "method.dropout=0.1"]
-
-
-@pytest.fixture(autouse=True)
-def without_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fresh process of the proof takes seconds; these tests compare files."""
-    monkeypatch.setattr("tunesmith.verbs.prove.prove_model", lambda *arguments: {"proven": True, "problems": []})
-
-
-class _Crash(TrainerCallback):
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == CRASH_AFTER_STEP:
-            raise RuntimeError("pulled the plug")
-
-
-def _crashed(data: Path, settings: list[str], run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    original = trainer.PlannedTrainer.__init__
-
-    def with_crash(self: Any, job: Any) -> None:
-        job.callbacks.append(_Crash())
-        original(self, job)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.PlannedTrainer, "__init__", with_crash)
-        with pytest.raises(RuntimeError, match="pulled the plug"):
-            tunesmith.train(str(data), settings, run=run, quiet=True)
-    return run
-
-
-def _assert_same_tensors(expected: Any, found: Any) -> int:
-    """Compares nested values to the bit; returns the number of tensors."""
-    if isinstance(expected, torch.Tensor):
-        assert torch.equal(expected, found)
-        return 1
-    if isinstance(expected, dict):
-        assert expected.keys() == found.keys()
-        return sum(_assert_same_tensors(value, found[key]) for key, value in expected.items())
-    if isinstance(expected, (list, tuple)):
-        return sum(_assert_same_tensors(one, other) for one, other in zip(expected, found, strict=True))
-    assert expected == found
-    return 0
 
 
 @pytest.mark.parametrize(
@@ -88,22 +41,8 @@ def test_resumed_equals_straight(overrides: list[str], tmp_path: Path, monkeypat
         else save_chat_model(tmp_path / "model", attention_dropout=0.1)
     )
     settings = [f"model={model}", *SETTINGS, *overrides, *([] if is_chat else ["train.max_steps=9"])]
-    straight = tunesmith.train(str(data), settings, run=tmp_path / "straight", quiet=True).path
-    stopped = _crashed(data, settings, tmp_path / "stopped", monkeypatch)
-    resumed = pipeline.resume(stopped, quiet=True)
-    event = next(event for event in resumed.directory.events() if event["event"] == "resume")
+    run, log = resumed_equals_straight(data, settings, tmp_path, monkeypatch, CRASH_AFTER_STEP)
+    event = next(event for event in run.directory.events() if event["event"] == "resume")
     assert event["checkpoint"] == "checkpoint-3", "in the middle of an epoch"
-    weights = [path.name for path in (straight / "model").glob("*.safetensors")]
-    assert weights == ["adapter_model.safetensors" if "lora" in str(overrides) else "model.safetensors"]
-    assert _assert_same_tensors(load_file(straight / "model" / weights[0]), load_file(resumed.path / "model" / weights[0])) > 4
-    checkpoints = sorted((path for path in (straight / "checkpoints").iterdir()), key=lambda path: int(path.name.rpartition("-")[2]))
-    last = checkpoints[-1]
-    assert int(last.name.rpartition("-")[2]) > CRASH_AFTER_STEP
-    state = [torch.load(folder / "checkpoints" / last.name / "optimizer.pt", weights_only=True) for folder in (straight, resumed.path)]
-    assert _assert_same_tensors(*state) > 4
-    logs = [json.loads((folder / "checkpoints" / last.name / "trainer_state.json").read_text()) for folder in (straight, resumed.path)]
-    assert logs[0]["log_history"] == logs[1]["log_history"]
-    assert sum("eval_loss" in entry for entry in logs[0]["log_history"]) > 1
-    results = [json.loads((folder / "eval/validation.json").read_text()) for folder in (straight, resumed.path)]
-    assert results[0] == results[1]
-    assert results[0]["metrics"]["loss"] > 0
+    assert (run.directory.model / "adapter_model.safetensors").is_file() == ("lora" in str(overrides))
+    assert sum("eval_loss" in entry for entry in log) > 1
