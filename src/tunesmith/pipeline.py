@@ -134,7 +134,7 @@ def _checkpoint(directory: RunDirectory, accept_changes: bool) -> tuple[Path | N
 
 def _environment(prepared: Prepared) -> dict[str, Any]:
     """What the bits of a run depend on beside its spec and data."""
-    return {**describe_environment(), "accelerations": prepared.accelerations}
+    return {**describe_environment(), "accelerations": prepared.accelerations, "processes": prepared.plan.world_size}
 
 
 def build_job(

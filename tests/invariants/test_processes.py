@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 import tunesmith
 from tiny_models import save_tiny, write_jsonl
+from tunesmith.errors import InputError
 
 pytestmark = pytest.mark.slow  # each process imports all there is
 SOURCE = Path(tunesmith.__file__).parents[1]
@@ -98,6 +100,16 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(runs: Any) -> No
     assert "run.interrupted" in stopped.stderr
     assert f"checkpoint-{STOP_AFTER} was saved" in stopped.stderr
     assert (folder / "resumed" / "checkpoints" / f"checkpoint-{STOP_AFTER}" / "rng_state_1.pth").is_file()
+
+
+def test_another_number_of_processes_is_another_environment(runs: Any) -> None:
+    folder, _ = runs
+    shutil.copytree(folder / "resumed", folder / "alone")
+    (folder / "alone" / "result.json").unlink()
+    with pytest.raises(InputError) as caught:
+        tunesmith.resume(folder / "alone", quiet=True)
+    problem = caught.value.problems[0]
+    assert (problem.code, problem.where, problem.found) == ("run.changed", "processes", "2 became 1")
 
 
 def test_two_resumed_processes_end_with_the_same_bits(runs: Any) -> None:
