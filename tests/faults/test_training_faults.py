@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,6 @@ from transformers import TrainerCallback
 
 import tunesmith
 from faulty_runs import acting, assert_same_end, train
-from kills import ended, fork
 from tiny_models import write_jsonl
 from tunesmith import prepare
 from tunesmith.engines.trainer import PlannedTrainer
@@ -71,34 +67,6 @@ def test_too_little_memory_halves_the_micro_batch_and_nothing_else(
         tensors = [load_file(folder / "model/model.safetensors") for folder in (run.path, expected.path)]
         assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
     assert smallest <= 50
-
-
-@pytest.mark.slow
-def test_memory_that_the_kernel_refuses(tiny_bert: Path, tmp_path: Path) -> None:
-    data, run = tmp_path / "rows.jsonl", tmp_path / "run"
-    rows = [{"text": f"the {word} film was {number} and so on " * 4, "label": word} for number in range(1500) for word in ("good", "bad")]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = [
-        f"model={tiny_bert}",
-        "train.batch_size=3000",
-        "train.max_steps=2",
-        "train.max_tokens_per_micro_batch=100000",
-        "speed.off=all",
-    ]
-    without = ["train.save_steps=none", "train.eval_steps=none", "train.load_best_model_at_end=false", "train.precision=fp32"]
-
-    def limit() -> None:
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, resource.RLIM_INFINITY))
-
-    def starved() -> None:
-        with pytest.MonkeyPatch.context() as patch, acting(patch, "on_step_begin", 0, limit):
-            tunesmith.train(str(data), [*settings, *without], run=run, quiet=True)
-
-    assert ended(fork(starved, tmp_path / "log.txt"), time.monotonic() + 600) == 0, (tmp_path / "log.txt").read_text()
-    events = tunesmith.open_run(run).directory.events()
-    assert [event["step"] for event in events if event["event"] == "memory"][:1] == [0]
-    assert tunesmith.open_run(run).result["steps"] == 2
 
 
 def test_too_little_memory_for_one_row_says_what_to_change(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

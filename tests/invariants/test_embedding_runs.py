@@ -99,7 +99,7 @@ def _assert_same(ours: Trajectory, theirs: Trajectory) -> None:
     [
         ("triplets", [], losses.MultipleNegativesRankingLoss),
         ("scored_pairs", ["task.gradient_cache=true"], losses.CoSENTLoss),
-        pytest.param("scored_pairs", ["task.loss=cosine_similarity"], losses.CosineSimilarityLoss, marks=pytest.mark.slow),
+        pytest.param("scored_pairs", ["task.loss=cosine_similarity", "task.score_range=[0, 5]"], losses.CosineSimilarityLoss, marks=pytest.mark.slow),
         pytest.param(
             "pairs", ["task.matryoshka_dimensions=[16,8]"],
             lambda model: losses.MatryoshkaLoss(model, losses.MultipleNegativesRankingLoss(model), [16, 8]), marks=pytest.mark.slow,
@@ -173,6 +173,7 @@ def test_what_is_saved_is_loaded_elsewhere(bert: Path, tmp_path: Path, settings:
     pooled = hidden[0] if "task.pooling=cls" in settings else torch.nn.functional.normalize(hidden.mean(0), dim=0)
     np.testing.assert_allclose(vectors[0], pooled.detach().numpy(), atol=1e-5)
     [pair] = run.predict([(texts[0], texts[1])])
+    assert pair.pop("cut_tokens", 0) == (3 if "task.max_length=8" in settings else 0)
     assert pair == {"text": texts[0], "pair": texts[1], "score": pytest.approx(float(plain.similarity(*plain.encode(texts[:2]))), abs=1e-5)}
     with pytest.raises(tunesmith.InputError, match="different things"):
         run.predict([texts[0], (texts[0], texts[1])])
