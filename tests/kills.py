@@ -9,12 +9,15 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 import tunesmith
 from faulty_runs import SETTINGS, differing
@@ -40,6 +43,9 @@ SCENARIOS: dict[str, tuple[str, list[str]]] = {
     "masked_lm full": ("masked", ["task=masked_lm", "method=full", "task.max_length=24", "train.max_steps=15"]),
 }
 """Task and method: (data and model, overrides)."""
+
+MOST_SECONDS = 60.0
+"""A run of these models takes a few; one that takes longer hangs."""
 
 
 @dataclass
@@ -76,6 +82,7 @@ def sources(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 def fork(action: Callable[[], Any], log: Path) -> int:
     """Runs it in a child, whose exit code is 0 when it ends well."""
+    tqdm.set_lock(threading.RLock())  # its own is shared by processes, and one that is killed while it holds it blocks all that follow
     child = os.fork()
     if child:
         return child
@@ -103,6 +110,19 @@ def ended(child: int, until: float) -> int | None:
         if time.monotonic() >= until:
             return None
         time.sleep(0.001)
+
+
+def _ended_well(action: Callable[[], Any], log: Path) -> bool:
+    """Whether a child ends well. One that hangs is killed like any other, and the run gone on with: a fork of a process with threads may hold
+    a lock that nobody frees. Three in a row are no accident."""
+    for _ in range(3):
+        child = fork(action, log)
+        code = ended(child, time.monotonic() + MOST_SECONDS)
+        if code is not None:
+            return code == 0
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return False
 
 
 def go(data: Path, settings: Sequence[str], run: Path) -> None:
@@ -147,7 +167,7 @@ def run_straight(of: Subject, folder: Path) -> float:
     """A run in which nothing goes wrong, in folder/straight; returns its seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     started, log = time.monotonic(), folder / "log.txt"
-    assert ended(fork(lambda: of.go(folder / "straight"), log), started + 600) == 0, log.read_text()
+    assert _ended_well(lambda: of.go(folder / "straight"), log), log.read_text()
     return time.monotonic() - started
 
 
@@ -200,7 +220,7 @@ def _live_and_die(of: Subject, run: Path, log: Path, tally: Tally, rng: random.R
         newest = step_of(every[-1]) if every else newest
         if code == 0:
             return
-    if ended(fork(action, log), time.monotonic() + 600) != 0:
+    if not _ended_well(action, log):
         tally.runs_lost.append(f"{run}: {log.read_text()[-2000:]}")
 
 
