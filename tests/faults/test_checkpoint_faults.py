@@ -313,18 +313,18 @@ def test_a_clock_that_goes_back(tiny_bert: Path, tmp_path: Path, straight: Path,
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from tunesmith.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 
 
 def test_two_processes_do_not_work_on_one_run(tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = crashed(tiny_bert, tmp_path / "run", monkeypatch, 7)
-    owner = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "held\n"
