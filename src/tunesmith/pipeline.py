@@ -229,7 +229,7 @@ def _fit(job: Job, directory: RunDirectory, progress: Progress, checkpoint: Path
     if METHODS.get(job.spec.method.name).engine == "closed_form":
         return _solve(job, directory, progress)
     steps = total_steps(job.spec, len(job.train))
-    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    done = step_of(checkpoint) if checkpoint else 0
     if job.processes.is_first:
         directory.add_event("start", steps=steps, done=done)
     with progress.activity("training", steps, done) as activity:
