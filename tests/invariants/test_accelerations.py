@@ -13,6 +13,8 @@ import torch
 import transformers
 
 import tiny_models
+from tunesmith.methods.freeze import FREEZE, FreezeSpec
+from tunesmith.models.load import LoadedModel
 from tunesmith.registry import ACCELERATIONS
 from tunesmith.speed.choose import accelerated, choose
 from tunesmith.speed.facts import Facts
@@ -117,7 +119,7 @@ def test_each_alone(name: str, tmp_path: Path) -> None:
     others = [other for other in ACCELERATIONS.names() if other != name]
     models = [classifier("bert", tmp_path), without_dropout(tiny_models.tiny_decoder("llama", VOCABULARY)).train()]
     used = [assert_same(model, others) for model in models]
-    assert name == "dropout" or [name] in used
+    assert name in ("dropout", "frozen_weights") or [name] in used
 
 
 def with_adapters(model: Any, **settings: Any) -> Any:
@@ -194,3 +196,22 @@ def test_all_can_be_switched_off(tmp_path: Path) -> None:
     names, decisions = choose(facts_of(classifier("bert", tmp_path)), "all")
     assert names == []
     assert {decision.because for decision in decisions} == {"switched off in speed.off"}
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_nothing_is_differentiated_below_the_first_trained_block(kind: str, tmp_path: Path) -> None:
+    model = classifier(kind, tmp_path)
+    loaded = LoadedModel(model, frozenset(), [])
+    FREEZE.attach(FreezeSpec(num_blocks=1, train_head=True), loaded, "SEQ_CLS")
+    facts = facts_of(model)
+    assert facts.blocks is not None
+    seen: list[bool] = []
+    for block in facts.blocks[1]:
+        block.register_forward_hook(
+            lambda module, inputs, output: seen.append((output if torch.is_tensor(output) else output[0]).requires_grad)
+        )
+    names, _ = choose(facts, [])
+    with accelerated(facts, names):
+        seen.clear()
+        gradients(model)
+    assert seen == [False, True]

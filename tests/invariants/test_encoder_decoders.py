@@ -14,10 +14,11 @@ import transformers
 from invariants.test_accelerations import apart
 from resumption import resumed_equals_straight
 from tiny_translations import ENCODER_DECODERS, LANGUAGES, save_tiny_encoder_decoder, tiny_encoder_decoder, write_pairs, write_translations
-from trajectories import Losses, PlainTrainer, Trajectory, by_tunesmith
+from trajectories import PlainSeq2SeqTrainer, Trajectory, assert_same_trajectory, by_trainer, by_tunesmith
 from tunesmith.prepare import Prepared, prepare
 from tunesmith.speed.choose import accelerated, choose
 from tunesmith.speed.facts import Facts
+from tunesmith.speed.kernels import dropout
 from tunesmith.verbs.init import spec_of
 
 NUM_STEPS = 20
@@ -27,24 +28,11 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-class PlainSeq2SeqTrainer(PlainTrainer, transformers.Seq2SeqTrainer):
-    """Seq2SeqTrainer as anyone would write it; only the order of rows is given."""
-
-
 def _plain(prepared: Prepared, folder: Path) -> Trajectory:
     """Seq2SeqTrainer with its own collator and the model's own loss."""
-    losses, train = Losses(), prepared.spec.train
-    arguments = transformers.Seq2SeqTrainingArguments(
-        output_dir=str(folder), max_steps=NUM_STEPS, per_device_train_batch_size=prepared.plan.rows_per_step, save_strategy="no",
-        learning_rate=float(train.learning_rate), weight_decay=train.weight_decay, seed=train.seed, logging_steps=1, use_cpu=True,
-        disable_tqdm=True, adam_epsilon=train.adam_epsilon,
-    )  # fmt: skip
     rows = prepared.encoded["train"].dataset.select_columns(["input_ids", "labels"]).to_list()
     collator = transformers.DataCollatorForSeq2Seq(prepared.tokenizer, model=prepared.model)
-    plain = PlainSeq2SeqTrainer(prepared.model, arguments, train_dataset=rows, data_collator=collator, callbacks=[losses])
-    plain.plan = prepared.plan
-    plain.train()
-    return losses.values, {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
+    return by_trainer(prepared, folder, rows, collator, PlainSeq2SeqTrainer)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +54,7 @@ def test_twenty_steps_are_those_of_trainer(kind: str, overrides: list[str], tmp_
     first = prepare(spec)
     assert max(len(step) for step in first.plan.batches(0)) > 1, "steps should be cut for this to say anything"
     ours, theirs = by_tunesmith(first, tmp_path / "ours"), _plain(prepare(spec), tmp_path / "theirs")
-    assert len(ours[0]) == len(theirs[0]) == NUM_STEPS
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-4)
-    for name, tensor in theirs[1].items():
-        torch.testing.assert_close(ours[1][name], tensor, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+    assert_same_trajectory(ours, theirs, NUM_STEPS, (), atol=2e-4)
     assert np.mean(ours[0][-3:]) < np.mean(ours[0][:3])
 
 
@@ -80,9 +65,10 @@ def _gradients(model: Any) -> dict[str, torch.Tensor]:
     mask = (torch.arange(24) < lengths).long()
     ids = torch.randint(5, 30, mask.shape, generator=draw).masked_fill(mask == 0, 1)
     decoder_ids = torch.randint(5, 30, (3, 8), generator=draw)
+    written = (torch.arange(8) < torch.tensor([[3], [8], [6]])).long()
     model.zero_grad()
-    logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
-    loss = (logits * torch.randn(logits.shape, generator=draw)).sum()
+    logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, decoder_attention_mask=written).logits
+    loss = (logits * torch.randn(logits.shape, generator=draw) * written[..., None]).sum()
     loss.backward()
     return {"loss": loss.detach(), **{name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}}
 
@@ -99,12 +85,45 @@ def test_accelerated_is_the_same(kind: str, adapters: bool) -> None:
     names, decisions = choose(facts, [])
     assert "linear" in names
     assert ("norm" in names) == (facts.on_cpu and "no compiler" not in str(decisions))
-    assert not {"end_to_end", "embedding_rows"} & set(names)
+    assert ("end_to_end" in names) == (not kind.startswith("t5"))  # whose attention adds a bias of its own
+    assert "embedding_rows" not in names
     expected = _gradients(model)
     with accelerated(facts, names):
         found = _gradients(model)
     assert apart(found, expected) < 2e-4
     assert apart(_gradients(model), expected) == 0.0  # as it was
+
+
+def test_end_to_end_is_not_for_layers_left_out_at_random() -> None:
+    model = tiny_encoder_decoder("bart").train()
+    model.config.decoder_layerdrop = 0.1
+    names, decisions = choose(Facts(model, False), [])
+    assert "end_to_end" not in names
+    assert "layerdrop" in next(decision.because for decision in decisions if decision.field == "speed.end_to_end")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENCODER_DECODERS if not kind.startswith("t5")])
+def test_dropout_that_is_a_call_is_another_function_in_the_blocks_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_encoder_decoder(kind, dropout=0.3).train()
+    calls = []
+
+    def drop(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        calls.append(p)
+        return dropout(input, p) if training and p > 0 else input
+
+    monkeypatch.setattr("torch.nn.functional.dropout", drop)
+    torch.manual_seed(0)
+    expected = _gradients(model)
+    assert len(calls) == 2 + 4 * 3 + 2  # embeddings; three in each block, and what its attention to the source adds
+    with accelerated(Facts(model, False), ["dropout"]):
+        calls.clear()
+        torch.manual_seed(0)
+        assert apart(_gradients(model), expected) == 0.0
+        assert len(calls) == 2
+    torch.manual_seed(0)
+    calls.clear()
+    assert apart(_gradients(model), expected) == 0.0  # as it was
+    assert len(calls) > 2
 
 
 def test_stacks_hold_the_layers_of_both_sides() -> None:

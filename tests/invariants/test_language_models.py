@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 import tunesmith
 from tiny_conversations import MAX_TOKENS, chat_tokenizer, save_chat_model, write_conversations, write_prose
 from tiny_models import save_tiny, tiny_decoder, write_jsonl
-from trajectories import Losses, PlainTrainer, Trajectory, by_tunesmith
+from trajectories import Trajectory, assert_same_trajectory, by_trainer, by_tunesmith
 from tunesmith.data.collate import IGNORED
 from tunesmith.pipeline import build_job
 from tunesmith.prepare import Prepared, prepare
@@ -49,13 +48,7 @@ def prepared(chat_model: Path, tmp_path: Path) -> Callable[..., Prepared]:
 
 
 def _plain(prepared: Prepared, folder: Path) -> Trajectory:
-    losses, train = Losses(), prepared.spec.train
     rows = [(row["input_ids"], row["labels"]) for row in prepared.encoded["train"].dataset]
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder), max_steps=NUM_STEPS, per_device_train_batch_size=prepared.plan.rows_per_step,
-        learning_rate=float(train.learning_rate), weight_decay=train.weight_decay, warmup_steps=int(train.warmup_steps), seed=train.seed,
-        logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
-    )  # fmt: skip
 
     def collate(indices: list[int]) -> dict[str, torch.Tensor]:
         longest = max(len(rows[index][0]) for index in indices)
@@ -67,20 +60,7 @@ def _plain(prepared: Prepared, folder: Path) -> Trajectory:
         mask = [[1] * len(row) for row in ids]
         return {"input_ids": padded(ids, 0), "attention_mask": padded(mask, 0), "labels": padded(labels, IGNORED)}
 
-    trainer = PlainTrainer(prepared.model, arguments, train_dataset=list(range(len(rows))), data_collator=collate, callbacks=[losses])
-    trainer.plan = prepared.plan
-    assert trainer.model_accepts_loss_kwargs, "its loss should be the mean over the tokens of the step"
-    trainer.train()
-    return losses.values, {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
-
-
-def _assert_same(ours: Trajectory, theirs: Trajectory, steps: int = NUM_STEPS) -> None:
-    # fp32 sums in another order differ in the seventh digit, and AdamW's steps carry that on.
-    assert len(ours[0]) == len(theirs[0]) == steps
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-4)
-    assert ours[1].keys() == theirs[1].keys()
-    for name, tensor in theirs[1].items():
-        torch.testing.assert_close(ours[1][name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    return by_trainer(prepared, folder, list(range(len(rows))), collate)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +78,7 @@ def test_twenty_steps_equal_plain_trainer(overrides: list[str], prepared: Callab
     assert max(len(step) for step in first.plan.batches(0)) > 2, "steps should be cut for this to say anything"
     ours = by_tunesmith(first, tmp_path / "ours")
     theirs = _plain(prepared(*overrides), tmp_path / "theirs")
-    _assert_same(ours, theirs)
+    assert_same_trajectory(ours, theirs, NUM_STEPS, ())
     assert np.mean(ours[0][-3:]) < np.mean(ours[0][:3])
 
 
@@ -118,7 +98,7 @@ def test_how_a_step_is_computed_changes_nothing(
     for number, overrides in enumerate((one, other)):
         run = prepared("task=chat", "train.max_steps=10", *overrides)
         trajectories.append(by_tunesmith(run, tmp_path / str(number)))
-    _assert_same(*trajectories, steps=10)
+    assert_same_trajectory(*trajectories, 10, ())
 
 
 def _blocks(*overrides: str, data: Any, model: Path, validation: str = "none") -> tuple[Prepared, dict[str, list[list[int]]]]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import transformers
 
 from resumption import resumed_equals_straight
-from tiny_models import save_tiny
 from tiny_tags import write_conll
-from trajectories import Losses, PlainTrainer, Trajectory, by_tunesmith
+from trajectories import Trajectory, assert_same_trajectory, by_trainer, by_tunesmith
 from tunesmith.prepare import Prepared, prepare
 from tunesmith.verbs.init import spec_of
 
@@ -23,15 +20,6 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def still_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny BERT without dropout, whose draws depend on the shape of a batch."""
-    folder = save_tiny("bert", tmp_path_factory.mktemp("models") / "bert")
-    model = transformers.AutoModel.from_pretrained(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model.save_pretrained(folder)
-    return folder
-
-
 def _prepare(model: Path, tmp_path: Path, *overrides: str) -> Prepared:
     data = write_conll(tmp_path / "rows.conll", 180)
     return prepare(spec_of(str(data), [f"model={model}", *SETTINGS, *overrides]))
@@ -39,26 +27,8 @@ def _prepare(model: Path, tmp_path: Path, *overrides: str) -> Prepared:
 
 def _plain(prepared: Prepared, folder: Path) -> Trajectory:
     """Plain Trainer with transformers' collator and the loss that the model computes."""
-    losses, encoded, train = Losses(), prepared.encoded["train"], prepared.spec.train
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder), max_steps=NUM_STEPS, per_device_train_batch_size=train.batch_size, learning_rate=float(train.learning_rate),
-        weight_decay=train.weight_decay, seed=train.seed, logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
-    rows = [{name: row[name] for name in ("input_ids", "labels")} for row in encoded.dataset]
-    collator = transformers.DataCollatorForTokenClassification(prepared.tokenizer)
-    plain = PlainTrainer(prepared.model, arguments, train_dataset=rows, data_collator=collator, callbacks=[losses])
-    plain.plan = prepared.plan
-    plain.train()
-    return losses.values, {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
-
-
-def _assert_same(ours: Trajectory, theirs: Trajectory) -> None:
-    assert len(ours[0]) == len(theirs[0]) == NUM_STEPS
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-4)
-    for name, tensor in theirs[1].items():
-        if name.endswith("key.bias"):  # moves no attention: its gradient is rounding, which Adam takes for a direction
-            continue
-        torch.testing.assert_close(ours[1][name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    rows = [{name: row[name] for name in ("input_ids", "labels")} for row in prepared.encoded["train"].dataset]
+    return by_trainer(prepared, folder, rows, transformers.DataCollatorForTokenClassification(prepared.tokenizer))
 
 
 @pytest.mark.parametrize(
@@ -70,14 +40,14 @@ def test_twenty_steps_equal_plain_trainer(still_bert: Path, tmp_path: Path, sett
     if settings:
         assert len(prepared.encoded["train"]) > len(prepared.data.rows["train"])
     ours = by_tunesmith(prepared, tmp_path / "ours")
-    _assert_same(ours, _plain(_prepare(still_bert, tmp_path, *settings), tmp_path / "theirs"))
+    assert_same_trajectory(ours, _plain(_prepare(still_bert, tmp_path, *settings), tmp_path / "theirs"), NUM_STEPS)
     assert ours[0][-1] < ours[0][0]
 
 
 def test_accumulated_and_cut_equal_one_batch(still_bert: Path, tmp_path: Path) -> None:
     whole = by_tunesmith(_prepare(still_bert, tmp_path), tmp_path / "a")
     settings = ["train.batch_size=4", "train.gradient_accumulation_steps=4", "train.max_tokens_per_micro_batch=16"]
-    _assert_same(by_tunesmith(_prepare(still_bert, tmp_path, *settings), tmp_path / "b"), whole)
+    assert_same_trajectory(by_tunesmith(_prepare(still_bert, tmp_path, *settings), tmp_path / "b"), whole, NUM_STEPS)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

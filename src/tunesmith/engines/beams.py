@@ -11,8 +11,7 @@ from tunesmith.data.collate import IGNORED
 from tunesmith.data.plan import cut_by_length
 from tunesmith.engines.generation import Generated, check_lengths, plain_writer
 from tunesmith.engines.scoring import autocast
-from tunesmith.models.token_loss import score_tokens
-from tunesmith.models.writing import decoder_inputs, writing_config
+from tunesmith.models.writing import score_targets, writing_config
 from tunesmith.spec import BeamSearchSpec
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def _scores(model: Any, inputs: dict[str, torch.Tensor], answers: Sequence[list[
     model.eval()
     try:
         with torch.inference_mode(), autocast(model, precision):
-            losses = score_tokens(model, {**inputs, "decoder_input_ids": decoder_inputs(model, labels)}, labels, shifted=False).losses
+            losses = score_targets(model, inputs, labels).losses
     finally:
         model.train(was_training)
     return [float((-part.float().mean()).exp()) for part in losses.split_with_sizes([len(ids) for ids in answers])]

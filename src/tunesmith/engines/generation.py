@@ -20,7 +20,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 from tunesmith.data.plan import cut_by_length
 from tunesmith.engines.scoring import autocast
 from tunesmith.errors import InputError, Problem
-from tunesmith.models.load import longest_input
+from tunesmith.models.load import NO_LIMIT, longest_input, reads_any_length
 from tunesmith.spec import GenerationSpec
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _certain_length(text: str, stops: Sequence[str]) -> int:
 
 def check_lengths(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
     """Raises InputError with every prompt that is empty, or that leaves too little of what the model can read for so many new tokens."""
-    longest = longest_input(tokenizer, model)
+    longest = NO_LIMIT if reads_any_length(model.config) else longest_input(tokenizer, model)
     problems = []
     for index, prompt in enumerate(prompts):
         where = f"prompt {index + 1} of {len(prompts)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,10 +46,25 @@ def require_package(module: str, extra: str) -> None:
         raise InputError("usage.missing_extra", f"this needs {module}, which is not installed", found=f"no module {module}", fix=fix)
 
 
+def import_without_bitsandbytes() -> None:
+    """Imports what transformers trains with, peft among it, as where bitsandbytes is not installed; afterwards it is there as before.
+
+    peft imports it for one function that is not used here, and it imports torch's compiler: a fifth of the time before the first step.
+    """
+    if "bitsandbytes" in sys.modules:
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        import transformers.trainer_utils  # noqa: F401
+    finally:
+        del sys.modules["bitsandbytes"]
+
+
 def new_model(path: Path, task: Task, head: dict[str, Any], seed: int, name: str) -> LoadedModel:
     """A model of the configuration in a folder, in fp32, its weights drawn from `seed`."""
     import transformers
 
+    import_without_bitsandbytes()
     transformers.set_seed(seed)
     config = load_config(path)
     config.update(head)
@@ -132,6 +148,8 @@ def load_model(path: Path, task: Task, head: dict[str, Any], seed: int, quantiza
     import transformers
 
     is_quantized = _check_quantization(path, quantization)
+    if quantization is None:
+        import_without_bitsandbytes()
     with load_errors(path, "model"):
         transformers.set_seed(seed)
         model, info = getattr(transformers, task.auto_model).from_pretrained(
@@ -220,6 +238,8 @@ def load_trained(path: Path, auto_model: str, quantization: Any = None, head: di
     # Adapters that lie beside their base are loaded with it.
     alone = (path / "adapter_config.json").exists() and not (path / "config.json").exists()
     base = _base_of(path) if alone else str(path)
+    if quantization is None and (path / "adapter_config.json").exists():
+        import_without_bitsandbytes()
     fix = f"put the base model where it was: {base}, or `tunesmith models pull` it" if alone else WRITTEN_BY_SAVE_PRETRAINED
     with load_errors(path, "base model of the adapters" if alone else "trained model", fix):
         model = getattr(transformers, auto_model).from_pretrained(
@@ -286,7 +306,7 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
 
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """The most tokens the model can read at once."""
+    """The most tokens the model can read at once; of one that reads any length, as many as it was trained on."""
     limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < NO_LIMIT else []
     positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     if positions:
@@ -298,6 +318,11 @@ def longest_input(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) ->
         ]
         limits.append(int(positions) - (offsets[0] + 1 if offsets else 0))
     return min(limits) if limits else NO_LIMIT
+
+
+def reads_any_length(config: Any) -> bool:
+    """Whether a model's positions are relative alone (T5 and its kin): then nothing in it ends where its training did."""
+    return getattr(config, "max_position_embeddings", None) is None and hasattr(config, "relative_attention_num_buckets")
 
 
 def in_body(model: PreTrainedModel, name: str) -> bool:

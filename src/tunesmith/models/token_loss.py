@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tunesmith.data.collate import IGNORED
+from tunesmith.models.mapped import give_back
 from tunesmith.native.library import library
 from tunesmith.native.loss import token_loss
 from tunesmith.native.matmul import product
@@ -268,4 +269,6 @@ def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     known: tuple[int, torch.Tensor] | None = _CASTS.get(weight)  # type: ignore[no-untyped-call]
     if known is None or known[0] != weight._version or known[1].dtype != dtype:
         known = _CASTS[weight] = weight._version, weight.detach().to(dtype)
+        if not weight.requires_grad:
+            give_back(weight)
     return known[1]

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig
 
+    from tunesmith.models.token_loss import TokenScores
+
 OWN = (
     "decoder_start_token_id",
     "bos_token_id",
@@ -47,3 +49,11 @@ def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
     shifted = labels.roll(1, dims=1)
     shifted[:, 0] = plain.config.decoder_start_token_id
     return shifted.masked_fill(shifted == IGNORED, plain.config.pad_token_id)
+
+
+def score_targets(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> TokenScores:
+    """Scores of every token of the targets [rows, longest] (-100 where there is padding) of an encoder-decoder."""
+    from tunesmith.models.token_loss import score_tokens
+
+    read = {"decoder_input_ids": decoder_inputs(model, labels), "decoder_attention_mask": (labels != IGNORED).long()}
+    return score_tokens(model, {**inputs, **read}, labels, shifted=False)

@@ -1,4 +1,5 @@
-// Attention within sequences that lie end to end: scores, softmax, dropout and their gradients, a (sequence, head) at a time.
+// Attention within sequences that lie end to end: scores, softmax, dropout and their gradients, a (sequence, head) at a time. Keys are tokens
+// of the same sequences, or those of others, one for each.
 //
 // Sums, softmax and its gradient are fp32. A task is one head (of keys, in the gradient) of one sequence and shares nothing with others, so
 // the bits do not depend on the threads. Of a block of 32 queries, scores against all its keys are held in the cache, never in memory.
@@ -20,20 +21,25 @@ template <typename T> struct Matrix {  // [tokens, heads, width]
 };
 
 struct Problem {
-    const int32_t *boundaries, *sequences;
+    const int32_t *boundaries, *key_boundaries, *sequences;
     int64_t num_sequences, heads, kv_heads, width, left, right;
     float scale;
     Dropout dropout;
+
+    int64_t start(int64_t sequence) const { return boundaries[sequence]; }
+    int64_t length(int64_t sequence) const { return boundaries[sequence + 1] - boundaries[sequence]; }
+    int64_t key_start(int64_t sequence) const { return key_boundaries[sequence]; }
+    int64_t num_keys(int64_t sequence) const { return key_boundaries[sequence + 1] - key_boundaries[sequence]; }
 };
 
 // Up to 32 queries of one head of a sequence, and the keys that at least one of them sees, in whole blocks.
 struct Block {
     const Problem &problem;
-    int64_t sequence, head, query, length;
-    int64_t rows = std::min(BLOCK, length - query);
-    int64_t token = problem.boundaries[sequence] + query;
+    int64_t sequence, head, query;
+    int64_t rows = std::min(BLOCK, problem.length(sequence) - query);
+    int64_t token = problem.start(sequence) + query, keys = problem.num_keys(sequence);
     int64_t first_key = std::max<int64_t>(query - problem.left, 0) / BLOCK * BLOCK;
-    int64_t end_key = padded(std::min(query + rows + problem.right, length));
+    int64_t end_key = padded(std::min(query + rows + problem.right, keys));
 };
 
 // The keys that a query sees: [begin, begin + count); none for a row of padding.
@@ -43,7 +49,7 @@ struct Span {
         if (row >= block.rows) return;
         const int64_t query = block.query + row, first = std::max<int64_t>(query - block.problem.left, 0);
         begin = uint32_t(first);
-        count = uint32_t(std::min(query + block.problem.right + 1, block.length) - first);
+        count = uint32_t(std::min(query + block.problem.right + 1, block.keys) - first);
     }
     // Values of the keys [key, key + 16), with `other` for those outside.
     INLINE f32x16 select(int64_t key, f32x16 values, float other) const {
@@ -57,7 +63,7 @@ struct Kept {
     int32_t threshold;
     INLINE Kept(const Block &block, int64_t pair, int64_t key) : threshold(int32_t(block.problem.dropout.threshold)) {
         const Problem &problem = block.problem;
-        const uint64_t rows = uint64_t(problem.boundaries[block.sequence] / 2 + block.sequence + block.query / 2 + pair);
+        const uint64_t rows = uint64_t(problem.start(block.sequence) / 2 + block.sequence + block.query / 2 + pair);
         if (threshold) draw_group(problem.dropout.seed, (rows * problem.heads + block.head) << 20 | uint64_t(key / BLOCK), uniforms);
     }
     INLINE f32x16 select(int row, int half, f32x16 values) const {
@@ -155,18 +161,18 @@ template <typename T, typename Op> struct Forward {
     }
 
     void operator()(int64_t sequence, int64_t head, bool amx) const {
-        const int64_t start = problem.boundaries[sequence], length = problem.boundaries[sequence + 1] - start;
-        const int64_t width = problem.width, padded_width = padded(width), padded_length = padded(length), size = padded_length * padded_width;
+        const int64_t length = problem.length(sequence), start = problem.key_start(sequence), keys_length = problem.num_keys(sequence);
+        const int64_t width = problem.width, padded_width = padded(width), padded_length = padded(keys_length), size = padded_length * padded_width;
         const int64_t kv_head = head / (problem.heads / problem.kv_heads), depth = padded_width / DEPTH<Op>;
         Op *a = workspace<Op>(0, size), *keys = workspace<Op>(1, size), *values = workspace<Op>(2, size);
         Op *queries = workspace<Op>(3, BLOCK * padded_width), *numerators = workspace<Op>(4, BLOCK * padded_length);
         float *scores = workspace<float>(5, BLOCK * padded_length), *result = workspace<float>(6, BLOCK * padded_width);
-        rows_to_a(k.at(start, kv_head), k.token_stride, length, width, a);
+        rows_to_a(k.at(start, kv_head), k.token_stride, keys_length, width, a);
         turn_tiles(a, size / TILE<Op>, keys);
-        rows_to_a(v.at(start, kv_head), v.token_stride, length, width, a);
+        rows_to_a(v.at(start, kv_head), v.token_stride, keys_length, width, a);
         a_to_b(a, padded_length, padded_width, values);
         for (int64_t query = 0; query < length; query += BLOCK) {
-            const Block block{problem, sequence, head, query, length};
+            const Block block{problem, sequence, head, query};
             const int64_t num_keys = block.end_key - block.first_key;
             rows_to_a(q.at(block.token, head), q.token_stride, block.rows, width, queries);
             gemm({BLOCK, num_keys, padded_width, {depth, 1}, {1, depth}, {num_keys / 16, 1}, false}, queries,
@@ -247,34 +253,35 @@ template <typename T, typename Op> struct Backward {
 #endif
 
     void operator()(int64_t sequence, int64_t kv_head, bool amx) const {
-        const int64_t start = problem.boundaries[sequence], length = problem.boundaries[sequence + 1] - start;
-        const int64_t width = problem.width, padded_width = padded(width), padded_length = padded(length), size = padded_length * padded_width;
+        const int64_t query_start = problem.start(sequence), length = problem.length(sequence), padded_queries = padded(length);
+        const int64_t start = problem.key_start(sequence), keys_length = problem.num_keys(sequence), padded_length = padded(keys_length);
+        const int64_t width = problem.width, padded_width = padded(width), size = padded_length * padded_width, query_size = padded_queries * padded_width;
         const int64_t depth = padded_width / DEPTH<Op>, block_size = BLOCK * std::min(padded_length, KEY_CHUNK);
-        Op *a = workspace<Op>(0, size), *b = workspace<Op>(1, size);
+        Op *a = workspace<Op>(0, size), *b = workspace<Op>(1, query_size);
         Op *keys_by_token = workspace<Op>(2, size), *keys_by_width = workspace<Op>(3, size), *values_by_width = workspace<Op>(4, size);
-        Op *queries = workspace<Op>(5, size), *queries_across = workspace<Op>(6, size);
-        Op *upstream = workspace<Op>(7, size), *upstream_across = workspace<Op>(8, size);
+        Op *queries = workspace<Op>(5, query_size), *queries_across = workspace<Op>(6, query_size);
+        Op *upstream = workspace<Op>(7, query_size), *upstream_across = workspace<Op>(8, query_size);
         float *grad_keys = workspace<float>(9, size), *grad_values = workspace<float>(10, size);
         float *grad_queries = workspace<float>(11, BLOCK * padded_width);
         const Chunk chunk{workspace<float>(12, block_size), workspace<float>(13, block_size), workspace<Op>(14, block_size),
                           workspace<Op>(15, block_size), workspace<Op>(16, block_size)};
-        rows_to_a(v.at(start, kv_head), v.token_stride, length, width, a);
+        rows_to_a(v.at(start, kv_head), v.token_stride, keys_length, width, a);
         turn_tiles(a, size / TILE<Op>, values_by_width);
-        rows_to_a(k.at(start, kv_head), k.token_stride, length, width, a);
+        rows_to_a(k.at(start, kv_head), k.token_stride, keys_length, width, a);
         turn_tiles(a, size / TILE<Op>, keys_by_width);
         a_to_b(a, padded_length, padded_width, keys_by_token);
         std::memset(grad_keys, 0, size_t(size) * sizeof(float));
         std::memset(grad_values, 0, size_t(size) * sizeof(float));
         const int64_t group = problem.heads / problem.kv_heads;
         for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-            rows_to_a(q.at(start, head), q.token_stride, length, width, queries);
-            a_to_b(queries, padded_length, padded_width, b);
-            turn_tiles(b, size / TILE<Op>, queries_across);
-            rows_to_a(grad.at(start, head), grad.token_stride, length, width, upstream);
-            a_to_b(upstream, padded_length, padded_width, b);
-            turn_tiles(b, size / TILE<Op>, upstream_across);
+            rows_to_a(q.at(query_start, head), q.token_stride, length, width, queries);
+            a_to_b(queries, padded_queries, padded_width, b);
+            turn_tiles(b, query_size / TILE<Op>, queries_across);
+            rows_to_a(grad.at(query_start, head), grad.token_stride, length, width, upstream);
+            a_to_b(upstream, padded_queries, padded_width, b);
+            turn_tiles(b, query_size / TILE<Op>, upstream_across);
             for (int64_t query = 0; query < length; query += BLOCK) {
-                const Block block{problem, sequence, head, query, length};
+                const Block block{problem, sequence, head, query};
                 float deltas[BLOCK] = {}, factors[BLOCK];
                 for (int64_t row = 0; row < block.rows; ++row) {
                     f32x16 products = {};
@@ -299,8 +306,8 @@ template <typename T, typename Op> struct Backward {
                 store_rows(grad_queries, block.rows, width, factors, grad_q.at(block.token, head), grad_q.token_stride);
             }
         }
-        store_columns(grad_keys, length, width, problem.scale, grad_k.at(start, kv_head), grad_k.token_stride);
-        store_columns(grad_values, length, width, 1.0f, grad_v.at(start, kv_head), grad_v.token_stride);
+        store_columns(grad_keys, keys_length, width, problem.scale, grad_k.at(start, kv_head), grad_k.token_stride);
+        store_columns(grad_values, keys_length, width, 1.0f, grad_v.at(start, kv_head), grad_v.token_stride);
     }
 };
 
@@ -342,18 +349,18 @@ template <typename T> void backward(const Problem &problem, void *const *tensors
 
 // `strides`: of a token and of a head, in elements, for each tensor in turn. A query sees keys from `left` before it to `right` after.
 extern "C" void attention_forward(void *q, void *k, void *v, void *out, float *row_sums, const int64_t *strides, const int32_t *boundaries,
-                                  const int32_t *sequences, int64_t num_sequences, int64_t heads, int64_t kv_heads, int64_t width, int64_t left,
-                                  int64_t right, double scale, double dropout, int64_t seed, int64_t is_bf16) {
-    const Problem problem{boundaries, sequences, num_sequences, heads, kv_heads, width, left, right, float(scale), Dropout(dropout, seed)};
+                                  const int32_t *key_boundaries, const int32_t *sequences, int64_t num_sequences, int64_t heads, int64_t kv_heads,
+                                  int64_t width, int64_t left, int64_t right, double scale, double dropout, int64_t seed, int64_t is_bf16) {
+    const Problem problem{boundaries, key_boundaries, sequences, num_sequences, heads, kv_heads, width, left, right, float(scale), Dropout(dropout, seed)};
     void *const tensors[] = {q, k, v, out};
     is_bf16 ? forward<bf16>(problem, tensors, strides, row_sums) : forward<float>(problem, tensors, strides, row_sums);
 }
 
 extern "C" void attention_backward(void *q, void *k, void *v, void *out, void *grad, void *grad_q, void *grad_k, void *grad_v, const float *row_sums,
-                                   const int64_t *strides, const int32_t *boundaries, const int32_t *sequences, int64_t num_sequences,
-                                   int64_t heads, int64_t kv_heads, int64_t width, int64_t left, int64_t right, double scale, double dropout,
-                                   int64_t seed, int64_t is_bf16) {
-    const Problem problem{boundaries, sequences, num_sequences, heads, kv_heads, width, left, right, float(scale), Dropout(dropout, seed)};
+                                   const int64_t *strides, const int32_t *boundaries, const int32_t *key_boundaries, const int32_t *sequences,
+                                   int64_t num_sequences, int64_t heads, int64_t kv_heads, int64_t width, int64_t left, int64_t right,
+                                   double scale, double dropout, int64_t seed, int64_t is_bf16) {
+    const Problem problem{boundaries, key_boundaries, sequences, num_sequences, heads, kv_heads, width, left, right, float(scale), Dropout(dropout, seed)};
     void *const tensors[] = {q, k, v, out, grad, grad_q, grad_k, grad_v};
     is_bf16 ? backward<bf16>(problem, tensors, strides, row_sums) : backward<float>(problem, tensors, strides, row_sums);
 }

@@ -1,4 +1,4 @@
-"""Attention within sequences that lie end to end, by the compiled kernel; for any head dimension, in fp32 and bf16."""
+"""Attention within sequences that lie end to end, or from each to another, by the compiled kernel; any head dimension, fp32 and bf16."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ class Shape:
 
     boundaries: torch.Tensor
     """int32 [num_sequences + 1]: where each sequence begins, and the end."""
+    key_boundaries: torch.Tensor
+    """The same of the keys that the tokens of each see; those tokens themselves, or others."""
     left: int
-    """How many tokens before its own a query sees."""
+    """How many tokens before its own place a query sees."""
     right: int
-    """How many tokens after its own a query sees."""
+    """How many tokens after its own place a query sees."""
     scale: float
     dropout: float
     seed: int
@@ -44,8 +46,8 @@ def _call(kernel: str, tensors: list[torch.Tensor], row_sums: torch.Tensor, shap
     assert all(tensor.dtype == q.dtype and tensor.stride(2) == 1 for tensor in tensors)
     assert row_sums.dtype == torch.float32
     assert row_sums.is_contiguous()
-    assert shape.boundaries.dtype == sequences.dtype == torch.int32
+    assert shape.boundaries.dtype == shape.key_boundaries.dtype == sequences.dtype == torch.int32
     strides = torch.tensor([tensor.stride()[:2] for tensor in tensors])
     sizes = (len(sequences), q.shape[1], k.shape[1], q.shape[2], shape.left, shape.right)
     numbers = (float(shape.scale), float(shape.dropout), shape.seed, int(q.dtype == torch.bfloat16))
-    call(kernel, *tensors, row_sums, strides, shape.boundaries, sequences, *sizes, *numbers)
+    call(kernel, *tensors, row_sums, strides, shape.boundaries, shape.key_boundaries, sequences, *sizes, *numbers)

@@ -281,7 +281,7 @@ def _check(x: torch.Tensor) -> None:
 
 def _check_all(tensors: Sequence[torch.Tensor], sizes: list[int], dtype: torch.dtype) -> None:
     assert [tensor.numel() for tensor in tensors] == sizes
-    assert all(tensor.dtype == dtype and tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
+    assert all(tensor.dtype == dtype and tensor.is_cpu and tensor.is_contiguous() for tensor in tensors)
 
 
 def _rows(x: torch.Tensor, *weights: torch.Tensor) -> tuple[int, int]:

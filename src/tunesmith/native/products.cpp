@@ -230,8 +230,8 @@ struct Job {
 
     bool streamed_right() const { return streams_a == turned; }
 
-    // Whether a left operand can be read in place.
-    static bool in_place(const Operand &left) { return left.along_k() && left.k % 32 == 0; }
+    // Whether a left operand can be read in place: rows that lie a multiple of 4 kB apart would push each other out of the first cache.
+    static bool in_place(const Operand &left) { return left.along_k() && left.k % 32 == 0 && left.outer_stride % 2048; }
 
     // The products of streamed panels [first, end) with kept panels [kept_first, kept_end).
     void run(int64_t first, int64_t end, int64_t kept_first, int64_t kept_end) const {

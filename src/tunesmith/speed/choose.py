@@ -43,17 +43,19 @@ def accelerated(facts: Facts, names: list[str]) -> Iterator[None]:
 
 
 def _try_together(facts: Facts, names: list[str]) -> dict[str, str | None]:
-    """Why each is not for this model, or None. All are applied at once; only when the model then computes something else, one by one."""
+    """Why each is not for this model, or None. All are applied at once; only when the model then computes something else, one after the
+    other, each with those that agree."""
     expected = facts.outputs()
     reasons, disagreement = _try(names, facts, expected)
     if disagreement is None:
         return reasons
+    chosen: list[str] = []
     for name in [name for name in names if reasons[name] is None]:
-        alone, disagreement = _try([name], facts, expected)
-        reasons[name] = alone[name] or disagreement
-    chosen = [name for name in names if reasons[name] is None]
-    _, disagreement = _try(chosen, facts, expected)
-    return reasons if disagreement is None else reasons | dict.fromkeys(chosen, f"together with the others: {disagreement}")
+        found, disagreement = _try([*chosen, name], facts, expected)
+        reasons[name] = found[name] or disagreement
+        if reasons[name] is None:
+            chosen.append(name)
+    return reasons
 
 
 def _try(names: list[str], facts: Facts, expected: torch.Tensor) -> tuple[dict[str, str | None], str | None]:

@@ -2,11 +2,13 @@
 
 A batch [rows, tokens] goes into the model as ever. Before the first block its real tokens are laid end to end, [1, all tokens];
 after the last they are put back in their places. Attention, reached through transformers' AttentionInterface, keeps the rows apart.
-What stands outside the blocks (embeddings, pooler, head) sees what it always saw.
+What stands outside the blocks (embeddings, pooler, head) sees what it always saw. Of an encoder-decoder both sides are laid out, each by
+the tokens of its own text, and attention that is not causal in the decoder is to the text that is read.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import AttentionInterface
 
+from tunesmith.models.blocks import find_blocks
 from tunesmith.registry import Acceleration
 from tunesmith.speed.facts import Facts, Unfit
 from tunesmith.speed.instances import compute_dtype
@@ -29,8 +32,12 @@ kept."""
 
 @dataclass
 class Layout:
-    """Where the tokens of the forward pass under way lie."""
+    """Where the tokens of the forward pass under way lie, of one side of a model."""
 
+    prefix: str = ""
+    """What stands before the names of the model's inputs: `decoder_`."""
+    source: Layout | None = None
+    """Of a decoder, that of the text that it attends to."""
     boundaries: torch.Tensor | None = None
     """Where each row begins and ends, in tokens, [rows + 1] int32; None: the pass is not laid out so."""
     index: torch.Tensor | None = None
@@ -39,6 +46,8 @@ class Layout:
     """Of the padded batch."""
     num_tokens: int = 0
     """Real ones."""
+    is_one_of_two: bool = False
+    """Whether the model has another side."""
     num_attended: int = 0
     """Attention layers that this pass went through."""
     packed: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
@@ -48,9 +57,11 @@ class Layout:
         """Reads the layout of a batch; whether its tokens can lie end to end."""
         self.boundaries, self.index, self.num_attended = None, None, 0
         self.packed.clear()
-        ids, mask, positions = (inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+        ids, mask, positions = (inputs.get(f"{self.prefix}{name}") for name in ("input_ids", "attention_mask", "position_ids"))
         if ids is None or ids.dim() != 2 or inputs.get("past_key_values") is not None or inputs.get("use_cache"):
             return False
+        if mask is None and self.source is not None:
+            mask = torch.ones_like(ids)
         if mask is None:
             if positions is None or len(ids) != 1:
                 return False
@@ -63,6 +74,8 @@ class Layout:
         ends = mask.sum(1).cumsum(0)
         self.num_tokens = len(index)
         fill = -self.num_tokens % LENGTH_MULTIPLE
+        if self.is_one_of_two:
+            fill = fill or LENGTH_MULTIPLE  # so that both sides have as many rows
         if fill:
             index = torch.cat([index, index[:1].expand(fill)])
             ends = torch.cat([ends, ends[-1:] + fill])
@@ -111,9 +124,11 @@ def attend(
     if strange:
         raise Unfit(f"attention with {', '.join(strange)}")
     layout = _LAYOUTS[module]
-    assert layout.boundaries is not None
     layout.num_attended += 1
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    read = layout if layout.source is None or causal else layout.source
+    assert layout.boundaries is not None
+    assert read.boundaries is not None
     # What attention is told is one more than what the mask of an encoder is made of.
     window = sliding_window if sliding_window is None or causal else sliding_window - 1
     dtype = compute_dtype(value)
@@ -129,16 +144,19 @@ def attend(
             dropout=dropout,
             seed=draw_seed() if dropout else 0,
             window=window,
+            key_boundaries=read.boundaries,
         )
     return attended[None], None
 
 
 def why_not(facts: Facts) -> str | None:
-    """A model without blocks, or one whose blocks are computed again in the backward pass."""
+    """A model without blocks, or one whose blocks are left out at random or computed again in the backward pass."""
     if facts.blocks is None:
         return "the model has no list of blocks"
-    if facts.model.config.is_encoder_decoder:
-        return "each token of the decoder attends to another text, whose tokens lie elsewhere"
+    if facts.model.config.is_encoder_decoder and not facts.writes_beside_reading:
+        return "its decoder reads again what its encoder read, as the model itself decides"
+    if any(getattr(facts.model.config, name, None) for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")):
+        return "blocks are left out at random (layerdrop)"
     if not facts.on_cpu:
         return "the model does not compute on the processor: transformers chooses its attention"
     if any(facts.extra.get(name) for name in ("gradient_checkpointing", "activation_checkpointing")):
@@ -149,13 +167,11 @@ def why_not(facts: Facts) -> str | None:
 def apply(facts: Facts) -> Callable[[], None]:
     """Lays the tokens of every forward pass end to end that is no step of generation."""
     AttentionInterface.register(NAME, attend)
-    assert facts.blocks is not None
-    blocks = list(facts.blocks[1])
-    passes = _Passes(facts.model, facts.blocks[1])
-    undo = passes.watch(blocks)
+    passes = _Passes(facts)
+    undo = passes.watch()
     try:
         facts.outputs()
-        if passes.layout.num_attended < len(blocks):
+        if any(side.layout.num_attended < len(side.blocks) for side in passes.sides):
             raise Unfit("its attention does not go through transformers' AttentionInterface")
     except Exception:
         undo()
@@ -163,52 +179,18 @@ def apply(facts: Facts) -> Callable[[], None]:
     return undo
 
 
-class _Passes:
-    """The hooks that lay out each forward pass of a model."""
+class _Side:
+    """The blocks of an encoder, of a decoder, or of a model that is one of these."""
 
-    def __init__(self, model: torch.nn.Module, blocks: torch.nn.ModuleList) -> None:
-        self.model, self.layout = model, Layout()
+    def __init__(self, blocks: torch.nn.ModuleList, layout: Layout) -> None:
+        self.blocks, self.layout = list(blocks), layout
         self.modules = list(blocks.modules())
-        configs: dict[int, Any] = {id(module.config): module.config for module in (model, *self.modules) if hasattr(module, "config")}
-        self.configs = [(config, config._attn_implementation) for config in configs.values()]
+        self.names = dict(enumerate(list(inspect.signature(type(self.blocks[0]).forward).parameters)[2:]))
+        """Of what a block is given after the hidden states, by place."""
         self.laid_out = False
         """Whether the pass under way is one."""
         self.inside = False
         """Whether it is between the first block and the last."""
-
-    def watch(self, blocks: list[torch.nn.Module]) -> Callable[[], None]:
-        """Hangs the hooks on model and blocks; returns what takes them away."""
-        for module in self.modules:
-            _LAYOUTS[module] = self.layout
-        handles = [
-            self.model.register_forward_pre_hook(self.begin, with_kwargs=True),
-            *(block.register_forward_pre_hook(self.enter, with_kwargs=True) for block in blocks),
-            blocks[-1].register_forward_hook(self.leave),
-            self.model.register_forward_hook(self.end, always_call=True),
-        ]
-
-        def undo() -> None:
-            for handle in handles:
-                handle.remove()
-            for module in self.modules:
-                _LAYOUTS.pop(module, None)
-
-        return undo
-
-    def begin(self, module: Any, arguments: Any, inputs: dict[str, Any]) -> None:
-        """Before the model."""
-        self.laid_out, self.inside = self.layout.begin(inputs), False
-        if self.laid_out:
-            for config, _ in self.configs:
-                config._attn_implementation = NAME
-
-    def end(self, *_: Any) -> None:
-        """After the model, or when it raised."""
-        if self.laid_out:
-            for config, name in self.configs:
-                config._attn_implementation = name
-        self.laid_out = False
-        self.layout.packed.clear()
 
     def enter(self, module: Any, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
         """Before a block."""
@@ -218,7 +200,11 @@ class _Passes:
             raise Unfit("its blocks take the hidden states by name")
         hidden, *others = arguments
         hidden, self.inside = hidden if self.inside else self.layout.pack(hidden), True
-        return (hidden, *map(self.layout.pack, others)), {name: self.layout.pack(value) for name, value in inputs.items()}
+        others = [self._layout_of(self.names.get(place, "")).pack(value) for place, value in enumerate(others)]
+        return (hidden, *others), {name: self._layout_of(name).pack(value) for name, value in inputs.items()}
+
+    def _layout_of(self, name: str) -> Layout:
+        return self.layout.source if self.layout.source is not None and name.startswith("encoder_") else self.layout
 
     def leave(self, module: Any, arguments: Any, output: Any) -> Any:
         """After the last block."""
@@ -228,6 +214,63 @@ class _Passes:
         if isinstance(output, tuple):
             return (self.layout.unpack(output[0]), *output[1:])
         return self.layout.unpack(output)
+
+
+class _Passes:
+    """The hooks that lay out each forward pass of a model."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.model = facts.model
+        assert facts.blocks is not None
+        if self.model.config.is_encoder_decoder:
+            encoder = find_blocks(self.model, "encoder")
+            assert encoder is not None
+            source = Layout(is_one_of_two=True)
+            self.sides = [_Side(encoder[1], source), _Side(facts.blocks[1], Layout("decoder_", source, is_one_of_two=True))]
+        else:
+            self.sides = [_Side(facts.blocks[1], Layout())]
+        modules = [module for side in self.sides for module in side.modules]
+        configs: dict[int, Any] = {id(module.config): module.config for module in (self.model, *modules) if hasattr(module, "config")}
+        self.configs = [(config, config._attn_implementation) for config in configs.values()]
+
+    def watch(self) -> Callable[[], None]:
+        """Hangs the hooks on model and blocks; returns what takes them away."""
+        handles = [
+            self.model.register_forward_pre_hook(self.begin, with_kwargs=True),
+            self.model.register_forward_hook(self.end, always_call=True),
+        ]
+        for side in self.sides:
+            for module in side.modules:
+                _LAYOUTS[module] = side.layout
+            handles += [block.register_forward_pre_hook(side.enter, with_kwargs=True) for block in side.blocks]
+            handles.append(side.blocks[-1].register_forward_hook(side.leave))
+
+        def undo() -> None:
+            for handle in handles:
+                handle.remove()
+            for side in self.sides:
+                for module in side.modules:
+                    _LAYOUTS.pop(module, None)
+
+        return undo
+
+    def begin(self, module: Any, arguments: Any, inputs: dict[str, Any]) -> None:
+        """Before the model."""
+        laid_out = all(side.layout.begin(inputs) for side in self.sides)
+        for side in self.sides:
+            side.laid_out, side.inside = laid_out, False
+        if laid_out:
+            for config, _ in self.configs:
+                config._attn_implementation = NAME
+
+    def end(self, *_: Any) -> None:
+        """After the model, or when it raised."""
+        if self.sides[0].laid_out:
+            for config, name in self.configs:
+                config._attn_implementation = name
+        for side in self.sides:
+            side.laid_out = False
+            side.layout.packed.clear()
 
 
 END_TO_END = Acceleration(

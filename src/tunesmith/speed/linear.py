@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -19,6 +20,9 @@ from tunesmith.registry import Acceleration
 from tunesmith.speed.facts import Facts, Unfit
 from tunesmith.speed.instances import compute_dtype, override
 from tunesmith.speed.kernels import draw_seed, seeded_dropout
+
+STACKS: WeakKeyDictionary[torch.nn.Module, list[Stack]] = WeakKeyDictionary()
+"""Those that a model is computed by now."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,16 @@ class Layer:
 class Stack:
     """Layers that read one input, and the matrices they are computed from."""
 
-    def __init__(self, layers: list[Layer]) -> None:
-        self.layers = layers
+    def __init__(self, layers: list[Layer], dtype: torch.dtype) -> None:
+        self.layers, self.dtype = layers, dtype
         self.parameters = [parameter for layer in layers for parameter in layer.parameters]
         self.in_features = layers[0].weight.shape[1]
         self.out_sizes = [layer.weight.shape[0] for layer in layers]
         self.ranks = [0 if layer.lora_a is None else layer.lora_a.shape[0] for layer in layers]
-        self._made: dict[tuple[str, torch.dtype], tuple[list[tuple[int, int]], torch.Tensor]] = {}
-        self._beside: dict[torch.dtype, list[tuple[int, int]]] = {}
-        """The B that stand in the weights of a type, and their versions."""
+        self._made: dict[str, tuple[list[tuple[int, int]], torch.Tensor]] = {}
+        """The matrices in `dtype`, the run's; those in another, which only a trial asks for, are not kept."""
+        self._beside: list[tuple[int, int]] = []
+        """The B that stand in the weights, and their versions."""
         self._input: torch.Tensor | None = None
         self._outputs: dict[int, torch.Tensor] = {}
 
@@ -78,9 +83,10 @@ class Stack:
         if not any(self.ranks):
             return bases
         state = [(layer.lora_b.data_ptr(), layer.lora_b._version) for layer in self.layers if layer.lora_b is not None]
-        if self._beside.get(dtype) == state:
-            return bases
-        self._beside[dtype] = state
+        if dtype == self.dtype:
+            if self._beside == state:
+                return bases
+            self._beside = state
         row, column = 0, self.in_features
         for layer, size, rank in zip(self.layers, self.out_sizes, self.ranks, strict=True):
             if layer.lora_b is not None:
@@ -108,7 +114,7 @@ class Stack:
     def _stacked(self, name: str, dtype: torch.dtype, parts: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
         """The parts below each other in a matrix that is kept, and filled again when one of them has changed."""
         state = [(part.data_ptr(), part._version) for part in parts]
-        known, matrix = self._made.get((name, dtype), ([], None))
+        known, matrix = self._made.get(name, ([], None)) if dtype == self.dtype else ([], None)
         if matrix is not None and known == state:
             return matrix
         with torch.inference_mode(False), torch.no_grad():
@@ -117,10 +123,19 @@ class Stack:
             row = 0
             for part in parts:
                 place = matrix[row : row + len(part)]
-                (place[:, : self.in_features] if name == "weight" else place).copy_(part)
+                if place.data_ptr() != part.data_ptr():
+                    (place[:, : self.in_features] if name == "weight" else place).copy_(part)
                 row += len(part)
-        self._made[name, dtype] = state, matrix
+        if dtype == self.dtype:
+            self._made[name] = state, matrix
         return matrix
+
+    def frozen(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each weight and the part of the matrix that holds it, where none of them is trained."""
+        if any(layer.weight.requires_grad for layer in self.layers):
+            return []
+        places = self.weight(self.dtype)[:, : self.in_features].split_with_sizes(self.out_sizes)
+        return list(zip((layer.weight for layer in self.layers), places, strict=True))
 
 
 class _Stacked(torch.autograd.Function):
@@ -257,7 +272,14 @@ def apply(facts: Facts) -> Callable[[], None]:
     if not stacks:
         raise Unfit("none of its linear layers share an input")
     forwards = {layer.module: _forward(stack, number, layer.module) for stack in stacks for number, layer in enumerate(stack.layers)}
-    return override(forwards)
+    take_away = override(forwards)
+    STACKS[facts.model] = stacks
+
+    def undo() -> None:
+        del STACKS[facts.model]
+        take_away()
+
+    return undo
 
 
 def _forward(stack: Stack, number: int, module: Any) -> Callable[..., Any]:
@@ -307,7 +329,11 @@ def find_stacks(facts: Facts) -> list[Stack]:
         else:
             stacks.append([layer])
         last = hidden
-    return [Stack(layers) for layers in stacks if facts.bf16 or len(layers) > 1 or layers[0].lora_a is not None]
+    return [
+        Stack(layers, torch.bfloat16 if facts.bf16 else layers[0].weight.dtype)
+        for layers in stacks
+        if facts.bf16 or len(layers) > 1 or layers[0].lora_a is not None
+    ]
 
 
 def _layer(module: Any) -> Layer | None:

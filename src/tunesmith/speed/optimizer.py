@@ -36,7 +36,7 @@ class AdamW(torch.optim.AdamW):
 
         assert closure is None
         for group in self.param_groups:
-            by_step: dict[int, list[torch.Tensor]] = {}
+            by_step: dict[int, list[tuple[torch.Tensor, ...]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -45,13 +45,11 @@ class AdamW(torch.optim.AdamW):
                     zeros = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
                     state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
                 state["step"] += 1
-                by_step.setdefault(int(state["step"]), []).append(parameter)
-            for number, parameters in by_step.items():
+                tensors = parameter, parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"]
+                by_step.setdefault(int(state["step"]), []).append(tensors)
+            for number, found in by_step.items():
                 adamw_step(
-                    parameters,
-                    [parameter.grad.contiguous() for parameter in parameters if parameter.grad is not None],
-                    [self.state[parameter]["exp_avg"] for parameter in parameters],
-                    [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+                    *map(list, zip(*found, strict=True)),
                     lr=float(group["lr"]),
                     betas=group["betas"],
                     eps=group["eps"],

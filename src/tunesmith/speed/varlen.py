@@ -1,4 +1,4 @@
-"""Attention within sequences that lie end to end, without a padded batch in memory.
+"""Attention within sequences that lie end to end, or from each to another, without a padded batch in memory.
 
 The compiled kernel computes each sequence by itself. Without it, or where it is measured to be slower, sequences are padded to a
 multiple of 32, and those of one length are computed together by torch, a few megabytes of scores at a time: by products and a softmax, or
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,28 +39,38 @@ def varlen_attention(
     dropout: float = 0.0,
     seed: int = 0,
     window: int | None = None,
+    key_boundaries: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(scale q k^T) v within each sequence, [tokens, heads, d], of q [tokens, heads, d] and k, v [tokens, kv_heads, d].
 
     fp32 or bf16, the last dimension contiguous; `boundaries` is int32 [num_sequences + 1], cumulative; `scale` is positive. `window` is
     what transformers' masks take as `sliding_window`: token i sees j with i - j < window if causal, else with |i - j| <= window.
+    With `key_boundaries`, as many, the tokens of each sequence see all those of another instead, which is as empty.
     Which probabilities are dropped is a function of `seed`: give each layer and step its own.
     """
-    assert int(boundaries[-1]) == len(q) == len(k) == len(v), (boundaries[-1], q.shape, k.shape, v.shape)
+    key_boundaries = boundaries if key_boundaries is None else key_boundaries
+    assert len(boundaries) == len(key_boundaries), (boundaries, key_boundaries)
+    assert int(boundaries[-1]) == len(q), (boundaries[-1], q.shape)
+    assert int(key_boundaries[-1]) == len(k) == len(v), (key_boundaries[-1], k.shape, v.shape)
+    assert key_boundaries is boundaries or not (causal or window), "tokens of one text have no place in another"
     assert q.shape[1] % k.shape[1] == 0, (q.shape, k.shape)
     assert scale > 0, scale
     assert 0 <= dropout < 1, dropout
     assert window is None or window >= causal, window
     left = UNBOUNDED if window is None else window - causal
     right = 0 if causal else left
-    output: torch.Tensor = _Attention.apply(q, k, v, Shape(boundaries.contiguous(), left, right, scale, dropout, seed))  # type: ignore[no-untyped-call]
+    output: torch.Tensor = _Attention.apply(
+        q, k, v, Shape(boundaries.contiguous(), key_boundaries.contiguous(), left, right, scale, dropout, seed)
+    )  # type: ignore[no-untyped-call]
     return output
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape) -> torch.Tensor:
-        plan = _plan(tuple(shape.boundaries.tolist()), q.shape[2], q.dtype, library() is not None, shape.dropout > 0)
+        own = tuple(shape.boundaries.tolist())
+        other = own if shape.key_boundaries is shape.boundaries else tuple(shape.key_boundaries.tolist())
+        plan = _plan(own, other, q.shape[2], q.dtype, library() is not None, shape.dropout > 0)
         out = torch.empty(q.shape, dtype=q.dtype)
         row_sums = torch.empty(*q.shape[:2], 2)
         if len(plan.native):
@@ -77,16 +87,21 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out, row_sums = ctx.saved_tensors
         grad = grad if grad.stride(2) == 1 else grad.contiguous()
-        # side by side, as the product that q, k and v may have come from wants them
-        widths = [tensor.shape[1] * tensor.shape[2] for tensor in (q, k, v)]
-        beside = torch.empty(len(q), sum(widths), dtype=q.dtype).split_with_sizes(widths, 1)
-        grads = [part.view(tensor.shape) for part, tensor in zip(beside, (q, k, v), strict=True)]
+        within = ctx.shape.boundaries is ctx.shape.key_boundaries
+        grads = _side_by_side(q, k, v) if within else [torch.empty_like(q), *_side_by_side(k, v)]
         if len(ctx.plan.native):
             native.backward([q, k, v, out], grad, row_sums, ctx.shape, ctx.plan.native, grads)
         with torch.autocast("cpu", enabled=False):
             for group in _groups(ctx.plan, q, k, ctx.shape):
                 group.backward([q, k, v, out], grad, grads)
         return *grads, None
+
+
+def _side_by_side(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Empty ones of their shapes, columns of one matrix, as the product that they may have come from wants them."""
+    widths = [tensor.shape[1] * tensor.shape[2] for tensor in tensors]
+    parts = torch.empty(len(tensors[0]), sum(widths), dtype=tensors[0].dtype).split_with_sizes(widths, 1)
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 # ---- which sequences are computed by what ----
@@ -96,25 +111,35 @@ class _Attention(torch.autograd.Function):
 class _Plan:
     native: torch.Tensor
     """int32: the sequences that the kernel computes, longest first so that threads finish together."""
-    padded: list[tuple[str, int, list[tuple[int, int]]]]
-    """(`products` or `sdpa`, padded length, (first token, length) of each sequence)."""
+    padded: list[tuple[str, list[tuple[slice, slice]]]]
+    """(`products` or `sdpa`, the tokens and the keys of each sequence), together those that are as long when padded."""
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(boundaries: tuple[int, ...], d: int, dtype: torch.dtype, compiled: bool, dropout: bool) -> _Plan:
+def _plan(boundaries: tuple[int, ...], key_boundaries: tuple[int, ...], d: int, dtype: torch.dtype, compiled: bool, dropout: bool) -> _Plan:
     by_kernel: list[int] = []
-    padded: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    padded: dict[tuple[str, int, int], list[tuple[slice, slice]]] = {}
     for sequence in sorted(range(len(boundaries) - 1), key=lambda index: boundaries[index] - boundaries[index + 1]):
-        start, length = boundaries[sequence], boundaries[sequence + 1] - boundaries[sequence]
-        if not length:
+        tokens, keys = slice(*boundaries[sequence : sequence + 2]), slice(*key_boundaries[sequence : sequence + 2])
+        assert bool(_length(tokens)) == bool(_length(keys)), (tokens, keys)
+        if not _length(tokens):
             continue
+        length = max(_length(tokens), _length(keys))
         seconds = _seconds(d, dtype, next((limit for limit in MEASURED_LENGTHS if length <= limit), MEASURED_LENGTHS[-1]), compiled)
         way = min((way for way in seconds if not (dropout and way == "sdpa")), key=seconds.__getitem__)
         if way == "native":
             by_kernel.append(sequence)
         else:
-            padded.setdefault((way, -(-length // 32) * 32), []).append((start, length))
-    return _Plan(torch.tensor(by_kernel, dtype=torch.int32), [(*key, sequences) for key, sequences in padded.items()])
+            padded.setdefault((way, _padded_length(tokens), _padded_length(keys)), []).append((tokens, keys))
+    return _Plan(torch.tensor(by_kernel, dtype=torch.int32), [(key[0], sequences) for key, sequences in padded.items()])
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
+
+
+def _padded_length(part: slice) -> int:
+    return -(-_length(part) // 32) * 32
 
 
 def _seconds(d: int, dtype: torch.dtype, length: int, compiled: bool) -> dict[str, float]:
@@ -132,7 +157,8 @@ def _measure(
     d: int, dtype: torch.dtype, length: int, compiled: bool, heads: int = 4, tokens: int = 1024, repeats: int = 3
 ) -> dict[str, float]:
     starts = range(0, tokens, length)
-    shape = Shape(torch.tensor([*starts, tokens], dtype=torch.int32), UNBOUNDED, UNBOUNDED, d**-0.5, 0.0, 0)
+    boundaries = torch.tensor([*starts, tokens], dtype=torch.int32)
+    shape = Shape(boundaries, boundaries, UNBOUNDED, UNBOUNDED, d**-0.5, 0.0, 0)
     q, k, v, out, *grads = torch.zeros(7, tokens, heads, d, dtype=dtype)
     row_sums = torch.empty(tokens, heads, 2)
     sequences = torch.arange(len(starts), dtype=torch.int32)
@@ -142,7 +168,7 @@ def _measure(
         native.backward([q, k, v, out], q, row_sums, shape, sequences, grads)
 
     def padded_way(way: str) -> None:
-        plan = _Plan(sequences[:0], [(way, -(-length // 32) * 32, [(start, length) for start in starts])])
+        plan = _Plan(sequences[:0], [(way, [(slice(start, start + length),) * 2 for start in starts])])
         for group in _groups(plan, q, k, shape):
             group.forward(q, k, v, out)
             group.backward([q, k, v, out], q, grads)
@@ -166,39 +192,63 @@ def _measure(
 def _groups(plan: _Plan, q: torch.Tensor, k: torch.Tensor, shape: Shape) -> Iterator[_Group]:
     """The padded groups of a plan, in parts whose fp32 scores fit in MAX_SCORE_BYTES (or are those of one sequence)."""
     generator = torch.Generator().manual_seed(shape.seed)
-    for way, padded_length, sequences in plan.padded:
-        size = max(1, MAX_SCORE_BYTES // (4 * q.shape[1] * padded_length**2))
+    for way, sequences in plan.padded:
+        size = max(1, MAX_SCORE_BYTES // (4 * q.shape[1] * _padded_length(sequences[0][0]) * _padded_length(sequences[0][1])))
         for first in range(0, len(sequences), size):
-            yield GROUPS[way](sequences[first : first + size], padded_length, k.shape[1], shape, generator)
+            yield GROUPS[way](sequences[first : first + size], k.shape[1], shape, generator)
+
+
+class _Side:
+    """Sequences of queries or of keys, padded to one length."""
+
+    def __init__(self, sequences: Sequence[slice], kv_heads: int) -> None:
+        self.padded_length, self.num_sequences, self.kv_heads = _padded_length(sequences[0]), len(sequences), kv_heads
+        self.place = torch.arange(self.padded_length)
+        starts, lengths = (
+            torch.tensor(column)[:, None] for column in zip(*((part.start, _length(part)) for part in sequences), strict=True)
+        )
+        self.is_token = self.place < lengths
+        self.tokens = torch.where(self.is_token, starts + self.place, starts).view(-1)
+
+    def by_head(self, padded: torch.Tensor) -> torch.Tensor:
+        """[kv_heads, n, heads that share keys, tokens, columns]."""
+        return padded.view(self.kv_heads, self.num_sequences, -1, self.padded_length, padded.shape[2])
+
+    def padded(self, rows: torch.Tensor) -> torch.Tensor:
+        """[tokens, heads or kv_heads, d] as [kv_heads * n, rows, d], rows of padding filled with some token."""
+        d = rows.shape[2]
+        gathered = rows.transpose(0, 1).index_select(1, self.tokens).view(self.kv_heads, -1, self.num_sequences, self.padded_length, d)
+        return gathered.transpose(1, 2).reshape(self.kv_heads * self.num_sequences, -1, d)
+
+    def write(self, padded: torch.Tensor, rows: torch.Tensor) -> None:
+        """The inverse of `padded`, without the padding."""
+        by_token = self.by_head(padded).permute(1, 3, 0, 2, 4)
+        rows.index_copy_(0, self.tokens[self.is_token.view(-1)], by_token[self.is_token].reshape(-1, *rows.shape[1:]))
 
 
 class _Group(ABC):
     """Sequences padded to one length. Matrices are [kv_heads * n, rows, columns]; the heads that share keys are more rows."""
 
-    def __init__(
-        self, sequences: list[tuple[int, int]], padded_length: int, kv_heads: int, shape: Shape, generator: torch.Generator
-    ) -> None:
-        starts, lengths = (torch.tensor(column) for column in zip(*sequences, strict=True))
-        place = torch.arange(padded_length)
-        self.is_token = place < lengths[:, None]
-        self.tokens = torch.where(self.is_token, starts[:, None] + place, starts[:, None]).view(-1)
-        distance = place[:, None] - place
-        visible = self.is_token[:, None] & (distance <= shape.left) & (-distance <= shape.right)
-        self.hidden = ~visible & self.is_token[:, :, None]
-        self.num_sequences, self.padded_length, self.kv_heads = len(sequences), padded_length, kv_heads
+    def __init__(self, sequences: list[tuple[slice, slice]], kv_heads: int, shape: Shape, generator: torch.Generator) -> None:
+        self.queries, self.keys = (_Side(side, kv_heads) for side in zip(*sequences, strict=True))
+        distance = self.queries.place[:, None] - self.keys.place
+        visible = self.keys.is_token[:, None] & (distance <= shape.left) & (-distance <= shape.right)
+        self.hidden = ~visible & self.queries.is_token[:, :, None]
         self.shape, self.generator = shape, generator
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
         """Writes `out`."""
-        self._write(self._attend(self._padded(q), self._padded(k), self._padded(v)), out)
+        self.queries.write(self._attend(self.queries.padded(q), self.keys.padded(k), self.keys.padded(v)), out)
 
     def backward(self, inputs: list[torch.Tensor], grad: torch.Tensor, grads: list[torch.Tensor]) -> None:
         """Writes the gradients of q, k, v from `inputs` (q, k, v, out) and the gradient of out."""
-        padded_grad = self._padded(grad)
-        self._by_head(padded_grad).masked_fill_(~self.is_token[:, None, :, None], 0)
-        q, k, v, out = map(self._padded, inputs)
-        for padded, rows in zip(self._differentiate(q, k, v, out, padded_grad), grads, strict=True):
-            self._write(padded, rows)
+        queries, keys = self.queries, self.keys
+        padded_grad = queries.padded(grad)
+        queries.by_head(padded_grad).masked_fill_(~queries.is_token[:, None, :, None], 0)
+        sides = (queries, keys, keys, queries)
+        q, k, v, out = (side.padded(rows) for side, rows in zip(sides, inputs, strict=True))
+        for side, padded, rows in zip(sides, self._differentiate(q, k, v, out, padded_grad), grads, strict=False):
+            side.write(padded, rows)
 
     @abstractmethod
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -210,26 +260,11 @@ class _Group(ABC):
     ) -> tuple[torch.Tensor, ...]:
         """The gradients of padded q, k, v."""
 
-    def _by_head(self, padded: torch.Tensor) -> torch.Tensor:
-        """[kv_heads, n, heads that share keys, tokens, columns]."""
-        return padded.view(self.kv_heads, self.num_sequences, -1, self.padded_length, padded.shape[2])
-
-    def _padded(self, rows: torch.Tensor) -> torch.Tensor:
-        """[tokens, heads or kv_heads, d] as [kv_heads * n, rows, d], rows of padding filled with some token."""
-        d = rows.shape[2]
-        gathered = rows.transpose(0, 1).index_select(1, self.tokens).view(self.kv_heads, -1, self.num_sequences, self.padded_length, d)
-        return gathered.transpose(1, 2).reshape(self.kv_heads * self.num_sequences, -1, d)
-
-    def _write(self, padded: torch.Tensor, rows: torch.Tensor) -> None:
-        """The inverse of `_padded`, without the padding."""
-        by_token = self._by_head(padded).permute(1, 3, 0, 2, 4)
-        rows.index_copy_(0, self.tokens[self.is_token.view(-1)], by_token[self.is_token].reshape(-1, *rows.shape[1:]))
-
 
 class _Sdpa(_Group):
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        by_sequence = (self.kv_heads, self.num_sequences, -1, q.shape[2])
-        visible = ~self.hidden.repeat(1, q.shape[1] // self.padded_length, 1)[None]
+        by_sequence = (self.keys.kv_heads, self.keys.num_sequences, -1, q.shape[2])
+        visible = ~self.hidden.repeat(1, q.shape[1] // self.queries.padded_length, 1)[None]
         return torch.nn.functional.scaled_dot_product_attention(
             q.view(by_sequence), k.view(by_sequence), v.view(by_sequence), attn_mask=visible, scale=self.shape.scale
         ).flatten(0, 1)
@@ -268,7 +303,7 @@ class _Products(_Group):
     def _softmax(self, padded_q: torch.Tensor, padded_k: torch.Tensor) -> torch.Tensor:
         """Probabilities, from fp32 products: in bf16, scores from 8 on come in steps of 1/16."""
         scores = torch.bmm(padded_q.float(), padded_k.float().mT).mul_(self.shape.scale)
-        self._by_head(scores).masked_fill_(self.hidden[:, None], torch.finfo(torch.float32).min)
+        self.queries.by_head(scores).masked_fill_(self.hidden[:, None], torch.finfo(torch.float32).min)
         return torch.softmax(scores, -1)
 
     def _kept(self, probabilities: torch.Tensor) -> torch.Tensor | None:

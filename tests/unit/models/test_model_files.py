@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -265,3 +267,14 @@ def test_a_card_has_a_front_matter_code_and_tables() -> None:
     assert "two lines" in body
     assert "## More\n\nwords" in body
     assert json.dumps(text)
+
+
+@pytest.mark.slow
+def test_bitsandbytes_is_not_imported_and_stays_available() -> None:
+    code = (
+        "import sys; from tunesmith.models.load import import_without_bitsandbytes as start; start(); start()\n"
+        "import peft.import_utils, transformers.utils\n"
+        "assert 'peft' in sys.modules and 'bitsandbytes' not in sys.modules\n"
+        "assert transformers.utils.is_bitsandbytes_available() and peft.import_utils.is_bnb_4bit_available()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

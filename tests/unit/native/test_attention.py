@@ -16,7 +16,7 @@ def run(
     """The output, and the gradients in one matrix of all heads, in which they lie as q, k and v do; -7 where nothing was written."""
     generator = torch.Generator().manual_seed(d)
     boundaries = torch.tensor([0, *LENGTHS]).cumsum(0).int()
-    shape = Shape(boundaries, ranges.get("left", 2**30), ranges.get("right", 2**30), d**-0.5, dropout, seed=5)
+    shape = Shape(boundaries, boundaries, ranges.get("left", 2**30), ranges.get("right", 2**30), d**-0.5, dropout, seed=5)
     sizes = [HEADS, KV_HEADS, KV_HEADS]
     matrix = torch.randn(TOKENS, HEADS + 2 * KV_HEADS, d + 3, generator=generator).to(dtype)[..., :d]
     grads = torch.full((TOKENS, HEADS + 2 * KV_HEADS, d), -7.0, dtype=dtype)
@@ -83,7 +83,7 @@ def test_large_scores_and_what_is_not_finite() -> None:
     q[2, 0, 0] = torch.nan
     v = torch.arange(4.0)[:, None, None].expand(4, 1, 32).contiguous()
     out, row_sums = torch.empty(4, 1, 32), torch.empty(4, 1, 2)
-    attention.forward(q, torch.full((4, 1, 32), 100.0), v, out, row_sums, Shape(boundaries, 2**30, 0, 1.0, 0.0, 0), chosen)
+    attention.forward(q, torch.full((4, 1, 32), 100.0), v, out, row_sums, Shape(boundaries, boundaries, 2**30, 0, 1.0, 0.0, 0), chosen)
     assert out[:2, 0, 0].tolist() == [0.0, 0.5]
     assert bool(out[2].isnan().all())
     assert out[3, 0, 0] == 2.5

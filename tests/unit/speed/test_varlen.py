@@ -45,19 +45,28 @@ def problem(
 
 
 def by_sdpa(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, boundaries: torch.Tensor, *, causal: bool, scale: float, window: int | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    boundaries: torch.Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    window: int | None = None,
+    key_boundaries: torch.Tensor | None = None,
 ) -> torch.Tensor:
     outputs = []
-    for begin, end in itertools.pairwise(boundaries.tolist()):
-        query, key = torch.arange(end - begin)[:, None], torch.arange(end - begin)
+    sides = (itertools.pairwise(side.tolist()) for side in (boundaries, boundaries if key_boundaries is None else key_boundaries))
+    for (begin, end), (first_key, end_key) in zip(*sides, strict=True):
+        query, key = torch.arange(end - begin)[:, None], torch.arange(end_key - first_key)
         mask = masking_utils.causal_mask_function if causal else masking_utils.bidirectional_mask_function
         if window is not None:
             windowed = (
                 masking_utils.sliding_window_causal_mask_function if causal else masking_utils.sliding_window_bidirectional_mask_function
             )
             mask = windowed(window)
-        visible = mask(0, 0, query, key).expand(end - begin, end - begin)
-        parts = (tensor[begin:end].transpose(0, 1)[None] for tensor in (q, k, v))
+        visible = mask(0, 0, query, key).expand(len(query), len(key))
+        parts = (part.transpose(0, 1)[None] for part in (q[begin:end], k[first_key:end_key], v[first_key:end_key]))
         outputs.append(scaled_dot_product_attention(*parts, attn_mask=visible, scale=scale, enable_gqa=True)[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -87,6 +96,31 @@ def test_each_sequence_is_attended_by_itself(
     for value, reference, torch_value in zip(values, exact, torchs, strict=True):
         assert value.dtype == dtype
         assert error(value, reference) < (1e-5 if dtype == torch.float32 else max(1.5 * error(torch_value, reference), 0.004))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_sequence_attends_to_another(implementation: str, heads: int, kv_heads: int, dtype: torch.dtype) -> None:
+    (q, _, _), grad, boundaries = problem(LENGTHS, heads, kv_heads, 32, dtype)
+    (_, k, v), _, key_boundaries = problem([40, 300, 1, 5, 33, 64], heads, kv_heads, 32, dtype)
+    options = {"causal": False, "scale": 0.3, "key_boundaries": key_boundaries}
+    values = run(varlen_attention, [q, k, v], grad, boundaries, **options)
+    exact = run(by_sdpa, [tensor.double() for tensor in (q, k, v)], grad.double(), boundaries, **options)
+    torchs = run(by_sdpa, [q, k, v], grad, boundaries, **options)
+    for value, reference, torch_value in zip(values, exact, torchs, strict=True):
+        assert error(value, reference) < (1e-5 if dtype == torch.float32 else max(1.5 * error(torch_value, reference), 0.004))
+
+
+def test_dropout_between_sequences_is_that_of_the_gradient(implementation: str) -> None:
+    (q, _, _), grad, boundaries = problem([7, 40], 2, 2, 32, torch.float32)
+    (_, k, v), _, key_boundaries = problem([50, 3], 2, 2, 32, torch.float32)
+    options = {"causal": False, "scale": 0.3, "key_boundaries": key_boundaries, "dropout": 0.3, "seed": 5}
+    found = run(varlen_attention, [q, k, v], grad, boundaries, **options)[3]
+    # The output is linear in v: the same mask in the gradient gives <grad, out(v)> = <grad_v, v>.
+    out = run(varlen_attention, [q, k, v], grad, boundaries, **options)[0]
+    assert float((found * v).sum()) == pytest.approx(float((grad * out).sum()), rel=1e-3)
+    plain = run(varlen_attention, [q, k, v], grad, boundaries, **{**options, "dropout": 0.0})[0]
+    assert error(out, plain.double()) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -203,12 +237,12 @@ def test_the_choice_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch) -
     for dropout in (False, True):
         varlen._plan.cache_clear()
         environment._MEASURED.clear()
-        plans.append(varlen._plan((0, 5, 45, 45), 32, torch.float32, True, dropout))
+        plans.append(varlen._plan((0, 5, 45, 45), (0, 5, 45, 45), 32, torch.float32, True, dropout))
     varlen._plan.cache_clear()
     environment._MEASURED.clear()
     assert measured == [(32, torch.float32, 64, True), (32, torch.float32, 16, True)]
     assert [plan.native.tolist() for plan in plans] == [[0], [0]]
-    assert [plan.padded for plan in plans] == [[("sdpa", 64, [(5, 40)])], [("products", 64, [(5, 40)])]]
+    assert [plan.padded for plan in plans] == [[("sdpa", [(slice(5, 45),) * 2])], [("products", [(slice(5, 45),) * 2])]]
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -12,6 +12,7 @@ import transformers
 from pydantic import ValidationError
 
 import tunesmith
+from error_examples import documented
 from tiny_conversations import write_prose
 from tiny_models import save_tiny, wordpiece_tokenizer
 from tunesmith.data.encode import EVALUATION, Encoded, training_key
@@ -238,3 +239,4 @@ def test_a_run_is_proven_and_fills_in_as_the_pipeline_does(checkpoint: Path, tmp
     with pytest.raises(InputError) as caught:
         run.predict(["the film was good"])
     assert caught.value.code == "data.no_mask"
+    documented("data.no_mask", "tunesmith predict RUN --text 'the film was good'", str(caught.value), {})

@@ -17,10 +17,12 @@ import tunesmith
 from tiny_questions import questions, write_flat, write_squad
 from tunesmith.cli import main
 from tunesmith.errors import InputError
+from tunesmith.prepare_data import prepare_data
 from tunesmith.tasks.question_answering import QUESTION_ANSWERING as TASK
 from tunesmith.tasks.question_answering.predictions import Window, best_spans, join, join_spans
 from tunesmith.tasks.question_answering.rows import NO_ANSWER, references
 from tunesmith.tasks.question_answering.section import QuestionAnsweringSpec
+from tunesmith.verbs.init import spec_of
 
 CONTEXT = "Das Café «Blau» liegt in Köln. Das Café ist blau."
 
@@ -393,9 +395,16 @@ def test_a_run_tunes_its_threshold_and_is_proven(run: tunesmith.Run) -> None:
     assert run.evaluate(quiet=True)["metrics"] == found["metrics"]
 
 
-def test_no_context_stands_on_both_sides(run: tunesmith.Run) -> None:
-    from tunesmith.prepare import prepare_data
+def test_contexts_of_the_training_rows_are_told_in_a_file_for_validation(tmp_path: Path) -> None:
+    rows = questions(10)
+    files = [write_flat(tmp_path / "train.jsonl", rows[:6:2]), write_flat(tmp_path / "held.jsonl", [*rows[8:], *rows[1:6:2]])]
+    data = prepare_data(spec_of(str(files[0]), [f"data.validation={files[1]}"]))
+    [found] = [decision for decision in data.resolved.decisions if "is trained on" in decision.field]
+    assert (found.field, found.value) == ("validation rows whose context is trained on", "3 of 5")
+    assert "held.jsonl:3" in found.because
 
+
+def test_no_context_stands_on_both_sides(run: tunesmith.Run) -> None:
     rows = prepare_data(run.spec).rows
     train, validation = (set(rows[split].dataset["context"]) for split in ("train", "validation"))
     assert not train & validation

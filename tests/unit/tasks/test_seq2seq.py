@@ -262,6 +262,20 @@ def test_decisions_and_batches(tmp_path: Path) -> None:
     assert found.model.generation_config.max_new_tokens == 16
 
 
+def test_a_model_of_relative_positions_reads_more_than_is_usual(tmp_path: Path) -> None:
+    found = prepared(tmp_path, "t5", "task.max_source_length=100")
+    said = {decision.field: (decision.value, decision.because) for decision in found.resolved.decisions}
+    assert said["task.max_source_length"][0] == 100
+    assert "names 64 as its usual length" in said["task.max_source_length"][1]
+    assert said["task.max_target_length"][0] == 64
+    assert found.tokenizer.model_max_length == 100
+    source = found.tokenizer("film " * 99)["input_ids"]
+    (_, one), (_, cut) = write_targets(
+        found.model, found.tokenizer, [source, source[:64]], BeamSearchSpec(max_new_tokens=4), rows_per_batch=1
+    )
+    assert one.score != cut.score
+
+
 def test_words_that_can_never_be_written_are_told(tmp_path: Path) -> None:
     rows = [{"source": f"the film {word}", "target": f"{word} xyzzy film the"} for word in ("was", "again", "good", "long", "day")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

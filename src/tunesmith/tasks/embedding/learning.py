@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data.collate import LENGTH_MULTIPLE
 from tunesmith.metrics.similarity import PairMeter, RankingMeter
 from tunesmith.models.load import require_package
 from tunesmith.registry import Meter
@@ -19,8 +20,6 @@ from tunesmith.tasks.embedding.section import LABELLED, PAIRS, SCORED, TRIPLETS,
 if TYPE_CHECKING:
     import torch
 
-LENGTH_MULTIPLE = 8
-"""As in collating: every new shape has its kernels compiled and kept."""
 UNKNOWN_FIX = "the tokenizer knows none of its characters: correct or remove the row"
 
 

@@ -10,7 +10,7 @@ from tunesmith.errors import InputError
 from tunesmith.metrics.generation import REPORTS
 from tunesmith.metrics.language_model import METRICS
 from tunesmith.models.load import ensure_pad_token, has_package, require_package
-from tunesmith.models.writing import decoder_inputs, writing_config
+from tunesmith.models.writing import decoder_inputs, score_targets, writing_config
 from tunesmith.registry import Decision
 from tunesmith.tasks.seq2seq.languages import fit_languages, set_languages
 from tunesmith.tasks.seq2seq.section import Seq2SeqSpec
@@ -124,10 +124,8 @@ def label_tensor(section: Any, labels: Sequence[Sequence[int]], shape: tuple[int
 
 def forward(section: Any, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor | None) -> TokenScores:
     """Scores of every token of the targets."""
-    from tunesmith.models.token_loss import score_tokens
-
     assert labels is not None
-    return score_tokens(model, {**inputs, "decoder_input_ids": decoder_inputs(model, labels)}, labels, shifted=False)
+    return score_targets(model, inputs, labels)
 
 
 def loss_weight(section: Any, labels: Sequence[Sequence[int]]) -> float:
@@ -142,7 +140,8 @@ def prompt(section: Seq2SeqSpec, batch: dict[str, list[Any]], tokenizer: Any) ->
 
 
 def settle(section: Seq2SeqSpec, tokenizer: Any, model: Any) -> None:
-    """Gives the model the settings of writing as its own."""
+    """Gives the model the settings of writing as its own, and the tokenizer the longest source."""
+    tokenizer.model_max_length = max(tokenizer.model_max_length, int(section.max_source_length))
     model.generation_config = writing_config(model, section.generation)
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from error_examples import documented
 from tunesmith.data.columns import assign_columns
-from tunesmith.errors import InputError
+from tunesmith.errors import InputError, Problem
 from tunesmith.spec import DataSpec
 from tunesmith.tasks.chat.conversations import ROLES, SHAPES, read, recognise, shape_of
 from tunesmith.tasks.chat.section import ChatSpec
@@ -275,6 +276,9 @@ def test_messages_of_a_tree_are_left_out_with_all_under_them() -> None:
     assert conversations == [said("q", "second"), said("q", "no rank")]
     reason = 'task.leave_out, message_id: "first"'
     assert [found[:3] for found in faults] == [("data.left_out", reason, "message first, with 4 that follow it")]
+    code, problem, found, _ = faults[0]
+    command = "tunesmith train rows.jsonl task=chat 'task.leave_out={message_id: first}'     # in rejected.jsonl"
+    documented("data.left_out", command, str(Problem(code, problem, "rows.jsonl:1", found)), {})
     conversations, faults = read_row(TREE, paths="all", leave_out={"synthetic": True})
     assert conversations == [said("q", "first", "why", "thus"), said("q", "second"), said("q", "no rank")]
     assert [found[2] for found in faults] == ["message so"]

@@ -1,4 +1,4 @@
-"""Every architecture learns to tag words: trained, saved, loaded again; and padding never changes what is computed."""
+"""Every architecture learns to tag words and to answer: trained, saved, loaded again; and padding never changes what is computed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import tiny_models
+from tiny_questions import questions, write_flat
 from tiny_tags import write_conll
 from tunesmith.data.collate import collate_rows
 from tunesmith.engines.trainer import fit
@@ -22,6 +23,16 @@ from tunesmith.runs.directory import RunDirectory
 from tunesmith.strict import load_spec
 
 KINDS = [*tiny_models.ENCODERS, *tiny_models.DECODERS]
+TAGGING = {"name": "token_classification", "max_length": 24, "stride": 4}
+ANSWERING = {"name": "question_answering", "max_length": 40, "stride": 8}
+CASES = [
+    *((TAGGING, kind) for kind in KINDS),
+    *((ANSWERING, kind) for kind in (*tiny_models.ENCODERS, "gpt2", "llama", "qwen2", "qwen3", "mistral")),
+]
+LABELS = {
+    "token_classification": {0: "O", 1: "B-blame", 2: "I-blame", 3: "B-praise", 4: "I-praise"},
+    "question_answering": {0: "start", 1: "end"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +41,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: tiny_models.save_tiny(kind, folder / kind) for kind in KINDS}
 
 
-def prepared_run(checkpoint: Path, folder: Path, method: Any) -> Prepared:
+def prepared_run(task: dict[str, Any], checkpoint: Path, folder: Path, method: Any) -> Prepared:
+    data = write_conll(folder / "rows.conll", 30) if task is TAGGING else write_flat(folder / "rows.jsonl", questions(30, clauses=7))
     spec = {
-        "task": {"name": "token_classification", "max_length": 24, "stride": 4},
+        "task": task,
         "model": str(checkpoint),
-        "data": {"train": str(write_conll(folder / "rows.conll", 30)), "validation": "none"},
+        "data": {"train": str(data), "validation": "none"},
         "method": method,
         "train": {"max_steps": 2, "precision": "fp32", "learning_rate": 1e-2},
     }
@@ -42,27 +54,28 @@ def prepared_run(checkpoint: Path, folder: Path, method: Any) -> Prepared:
 
 
 def logits(model: Any, prepared: Prepared, indices: list[int]) -> list[torch.Tensor]:
-    """Logits [tokens, tags] of each example, those of padding left out."""
+    """Logits [tokens, tags; or start and end] of each example, those of padding left out."""
     encoded = prepared.encoded["train"]
     batch = collate_rows(encoded, np.asarray(indices), prepared.task, prepared.spec.task, int(prepared.tokenizer.pad_token_id))
-    assert set(batch) <= {"input_ids", "attention_mask", "labels"}
-    batch.pop("labels")
+    labels = batch.pop("labels")
     with torch.inference_mode():
-        computed = model.eval()(**batch).logits
+        computed = prepared.task.forward(prepared.spec.task, model.eval(), batch, labels)
+    if prepared.task.name == "question_answering":
+        assert (computed.isinf() == (batch["attention_mask"] == 0)[..., None]).all()
     return [row[: encoded.lengths[index]] for row, index in zip(computed, indices, strict=True)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("task", "kind"), CASES, ids=lambda value: value if isinstance(value, str) else str(value["name"]))
 @pytest.mark.parametrize(
     "method", ["full", {"name": "lora", "rank": 2}, {"name": "freeze", "num_blocks": 1}], ids=["full", "lora", "freeze"]
 )
-def test_trained_saved_and_loaded_again(kind: str, method: Any, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    prepared = prepared_run(checkpoints[kind], tmp_path, method)
+def test_trained_saved_and_loaded_again(task: dict[str, Any], kind: str, method: Any, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    prepared = prepared_run(task, checkpoints[kind], tmp_path, method)
     before = {name: parameter.detach().clone() for name, parameter in prepared.model.named_parameters() if parameter.requires_grad}
-    directory = RunDirectory.create(tmp_path / "run", "token_classification")
+    directory = RunDirectory.create(tmp_path / "run", prepared.task.name)
     assert fit(build_job(prepared, directory)).steps == 2
     trained = dict(prepared.model.named_parameters())
-    heads = [name for name in before if name.startswith(("classifier", "score", "base_model.model.classifier", "base_model.model.score"))]
+    heads = [name for name in before if {"classifier", "score", "qa_outputs"} & set(name.split("."))]
     assert any(not torch.equal(trained[name], before[name]) for name in heads)
     save_model(prepared.model, prepared.tokenizer, prepared.method, directory.model, prepared.files.path, "a card")
     loaded = load_trained(directory.model, prepared.task.auto_model)
@@ -74,4 +87,4 @@ def test_trained_saved_and_loaded_again(kind: str, method: Any, checkpoints: dic
         torch.testing.assert_close(logits(loaded, prepared, [index])[0], expected, atol=1e-5, rtol=0)
     assert torch.cat(together).std(0).max() > 1e-4, "tokens that all get the same logits prove nothing"
     config = transformers.AutoConfig.from_pretrained(directory.model)
-    assert [config.id2label[index] for index in range(5)] == ["O", "B-blame", "I-blame", "B-praise", "I-praise"]
+    assert config.id2label.items() >= LABELS[prepared.task.name].items()
