@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import InputError, RunError
-from tunesmith.prepare import Prepared, check_tokenizer, check_unchanged, prepare
+from tunesmith.prepare import Prepared, check_tokenizer, prepare
+from tunesmith.prepare_data import check_unchanged
 from tunesmith.registry import METHODS
 from tunesmith.resolve import USED_IN_CLOSED_FORM, total_steps
 from tunesmith.runs.changes import SCHEDULE, check_changes, differences

@@ -310,6 +310,7 @@ ACCELERATIONS: Registry[Acceleration] = Registry(
         "embedding_rows": "tunesmith.speed.embedding_rows:EMBEDDING_ROWS",
         "end_to_end": "tunesmith.speed.end_to_end:END_TO_END",
         "optimizer": "tunesmith.speed.optimizer:OPTIMIZER",
+        "frozen_weights": "tunesmith.speed.frozen_weights:FROZEN_WEIGHTS",
     },
 )
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from tunesmith.engines.arguments import check_extra
 from tunesmith.errors import InputError, Problem, collected, did_you_mean
+from tunesmith.models.load import reads_any_length
 from tunesmith.registry import METHODS, TASKS, Decision
 from tunesmith.runs.environment import bf16_speedup
 from tunesmith.spec import RunSpec, Section, TrainSpec
@@ -83,20 +84,24 @@ def autos(section: Section, prefix: str = "") -> list[str]:
     return found
 
 
-def check_lengths(section: Any, limit: int) -> None:
-    """Refuses lengths of a task's section that are more than the model reads.
+def check_lengths(section: Any, limit: int, config: Any) -> list[Decision]:
+    """Refuses lengths of a task's section that are more than a model of that configuration reads; where it reads any, says which are
+    more than is usual.
 
     Raises InputError with all of them.
     """
     said: dict[str, Any] = {name: getattr(section, name, "auto") for name in LENGTHS}
-    fix = f"at most {limit}, or auto"
-    problems = [
-        Problem("spec.value", f"task.{name} is more than the model reads", f"task.{name}", str(value), fix)
-        for name, value in said.items()
-        if value != "auto" and value > limit
-    ]
-    if problems:
-        raise InputError.from_problems(problems)
+    longer = {f"task.{name}": value for name, value in said.items() if value != "auto" and value > limit}
+    if reads_any_length(config):
+        because = f"as the spec says; the model names {limit} as its usual length, and reads more since its positions are relative"
+        return [Decision(field, value, because) for field, value in longer.items()]
+    if longer:
+        fix = f"at most {limit}, or auto"
+        problem = "is more than the model reads"
+        raise InputError.from_problems(
+            [Problem("spec.value", f"{field} {problem}", field, str(value), fix) for field, value in longer.items()]
+        )
+    return []
 
 
 def decide_lengths_of_both(section: Any, sample: dict[str, list[Any]], limit: int, unknown_id: int | None) -> list[Decision]:

@@ -147,6 +147,7 @@ def error_reference() -> str:
     lines += [
         "An error has a code, says where and what was found, and how to mend it. Exit codes: 0 done; 1 the run failed;",
         "2 the spec, the data or the command line is wrong, and nothing was trained.",
+        "[error_examples.md](error_examples.md) has an example of each.",
         "",
     ]
     return "\n".join([*lines, "| code | meaning |", "|---|---|", *(f"| `{code}` | {meaning} |" for code, meaning in CODES.items())]) + "\n"

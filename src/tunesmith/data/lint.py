@@ -11,7 +11,7 @@ import numpy as np
 from tunesmith.data.findings import Findings
 from tunesmith.data.rows import Rows
 from tunesmith.errors import Problem
-from tunesmith.registry import Task
+from tunesmith.registry import Decision, Task
 
 NOT_READ = ("id", "label", "file", "line")
 """Canonical columns that the model does not read."""
@@ -30,8 +30,10 @@ def lint_labels(rows: Rows, task: Task, section: Any, findings: Findings) -> np.
 
 
 def text_hashes(rows: Rows) -> np.ndarray:
-    """A 64-bit hash [rows] of what the model reads in each row."""
-    return hashes_of(rows, [name for name in rows.dataset.column_names if name not in NOT_READ])
+    """A 64-bit hash [rows] of what the model reads in each row, computed once."""
+    if rows.hashes is None:
+        rows.hashes = hashes_of(rows, [name for name in rows.dataset.column_names if name not in NOT_READ])
+    return rows.hashes
 
 
 def label_hashes(rows: Rows) -> np.ndarray:
@@ -121,6 +123,24 @@ def lint_leaks(train: Rows, train_texts: np.ndarray, other: Rows, other_texts: n
             row if findings.skip else None,
         )
     return ~leaking
+
+
+def describe_shared(rows: dict[str, Rows], names: Sequence[str]) -> list[Decision]:
+    """How many rows of the other splits are like a training row in these columns; nothing where there are none."""
+    if not names:
+        return []
+    train = hashes_of(rows["train"], names)
+    shared = {split: np.flatnonzero(np.isin(hashes_of(rows[split], names), train)) for split in rows if split != "train"}
+    what = " and ".join(names)
+    return [
+        Decision(
+            f"{split} rows whose {what} is trained on",
+            f"{len(found):,} of {len(rows[split]):,}",
+            f"scores on them may be higher than on a {what} that is new; the first is {rows[split].place(found[0])}",
+        )
+        for split, found in shared.items()
+        if len(found)
+    ]
 
 
 def num_duplicates(texts: np.ndarray) -> int:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.rows import Opened, decide_columns, open_sources
+from tunesmith.data.origins import Opened, open_sources
+from tunesmith.data.rows import decide_columns
 from tunesmith.data.sniff import FORMATS
 from tunesmith.data.sources import shorten_name
 from tunesmith.data.text import content_suffix

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.data.encode import Encoded, Examples, JoinedRows, encode_rows
 from tunesmith.data.findings import Findings
 from tunesmith.data.lint import lint_labels
-from tunesmith.data.rows import Rows, decide_columns, open_sources, read_split
+from tunesmith.data.origins import open_sources
+from tunesmith.data.rows import Rows, decide_columns, read_split
 from tunesmith.data.tables import keep_table
 from tunesmith.engines.scoring import Scorer
 from tunesmith.errors import InputError
@@ -201,7 +202,7 @@ class Run:
 
     def held_rows(self, splits: Sequence[str] = ("validation", "test", "train")) -> Rows:
         """The run's own rows of the first of these splits that it has."""
-        from tunesmith.prepare import check_unchanged, prepare_data
+        from tunesmith.prepare_data import check_unchanged, prepare_data
 
         data = prepare_data(self.spec)
         check_unchanged(self.directory, data)
@@ -271,7 +272,8 @@ class Run:
         for index, row in enumerate(plain):
             if row.keys() != plain[0].keys():
                 found = f"{' and '.join(row)}; row:1 has {' and '.join(plain[0])}"
-                raise InputError("data.column_type", "the rows hold different things", where=f"row:{index + 1}", found=found)
+                fix = "predict those that hold the same together"
+                raise InputError("data.column_type", "the rows hold different things", where=f"row:{index + 1}", found=found, fix=fix)
         columns = {name: [row[name] for row in plain] for name in plain[0]}
         dataset = datasets.Dataset.from_dict({**columns, "file": [0] * len(plain), "line": list(range(1, len(plain) + 1))})
         return list(self._predicted(Rows("data", dataset, ["row"]), quiet))
@@ -284,14 +286,13 @@ class Run:
             by_kind = names[0] if isinstance(row, list) else next((name for name in ("prompt", "text") if name in names), names[0])
             values = row if isinstance(row, dict) else dict(zip(names, row, strict=False)) if isinstance(row, tuple) else {by_kind: row}
             if isinstance(row, tuple) and len(row) > len(names):
-                problem = f"a row of this run is {' and '.join(names)}"
-                raise InputError("data.column_type", problem, where=where, found=repr(row)[:100])
+                raise _wrong_shape(names, where, row)
             columns = {name: name for name in names if name in values}
         else:
             names = ["text"] + (["pair"] if "pair" in self.spec.data.columns else [])
             listed = [row] if isinstance(row, str) else row
             if len(listed) != len(names) and not isinstance(row, dict):
-                raise InputError("data.column_type", f"a row of this run is {' and '.join(names)}", where=where, found=repr(row)[:100])
+                raise _wrong_shape(names, where, row)
             values = row if isinstance(row, dict) else dict(zip(names, listed, strict=True))
             columns = {name: name for name in names}
         for found in task.read(self.spec.task, columns, values):
@@ -354,3 +355,9 @@ def in_order(numbered: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[dict[st
         while following in waiting:
             yield waiting.pop(following)
             following += 1
+
+
+def _wrong_shape(names: list[str], where: str, row: Any) -> InputError:
+    shape = ", ".join(f'"{name}": "..."' for name in names)
+    fix = f"give {{{shape}}}, from Python or as a line of JSON: `tunesmith predict RUN -`"
+    return InputError("data.column_type", f"a row of this run is {' and '.join(names)}", where=where, found=repr(row)[:100], fix=fix)

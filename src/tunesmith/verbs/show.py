@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.registry import Decision
 
 if TYPE_CHECKING:
-    from tunesmith.prepare import PreparedData
+    from tunesmith.prepare_data import PreparedData
 
 GREEN, DIM, PLAIN = "\x1b[0;32m", "\x1b[0;2m", "\x1b[0m"
 MAX_VALUE = 60

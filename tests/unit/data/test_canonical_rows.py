@@ -9,14 +9,8 @@ import pytest
 
 from tunesmith.data.cells import canonical_label, canonical_text
 from tunesmith.data.findings import Findings
-from tunesmith.data.rows import (
-    Rows,
-    data_fingerprint,
-    decide_columns,
-    open_sources,
-    read_split,
-    row_facts,
-)
+from tunesmith.data.origins import open_sources
+from tunesmith.data.rows import Rows, decide_columns, read_split, row_facts
 from tunesmith.data.tables import keep_table
 from tunesmith.errors import InputError
 from tunesmith.spec import DataSpec
@@ -88,16 +82,6 @@ def test_a_file_that_lacks_a_column_is_named(tmp_path: Path) -> None:
     [problem] = caught.value.problems
     assert (problem.code, problem.where) == ("data.missing_column", "t.csv:1")
     assert "did you mean lable?" in problem.fix
-
-
-def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.csv", CSV)
-    spec = DataSpec(train="a.csv", root=str(tmp_path))
-    before = data_fingerprint(open_sources(spec))
-    assert before == data_fingerprint(open_sources(spec))
-    path.write_text(CSV.replace("dull", "dulL"))
-    assert before != data_fingerprint(open_sources(spec))
-    assert [file["name"] for file in before["train"]] == ["a.csv"]
 
 
 def test_facts_count_cells_and_their_kinds(tmp_path: Path) -> None:

@@ -7,7 +7,16 @@ import numpy as np
 
 from tiny_rows import rows_of
 from tunesmith.data.findings import Findings
-from tunesmith.data.lint import label_hashes, lint_contradictions, lint_ids, lint_labels, lint_leaks, num_duplicates, text_hashes
+from tunesmith.data.lint import (
+    describe_shared,
+    label_hashes,
+    lint_contradictions,
+    lint_ids,
+    lint_labels,
+    lint_leaks,
+    num_duplicates,
+    text_hashes,
+)
 from tunesmith.tasks.text_classification import TEXT_CLASSIFICATION, TextClassificationSpec
 
 SECTION = TextClassificationSpec(problem_type="single_label_classification", labels=["x", "y"], label_separator="none")
@@ -78,6 +87,21 @@ def test_training_rows_that_stand_in_the_test_set_leak() -> None:
     assert [problem.where for problem in findings.problems] == ["rows.csv:3", "rows.csv:5"]
     assert all("test.csv:3" in problem.found for problem in findings.problems)
     assert lint_leaks(train, text_hashes(train), rows_of(["z"], split="test"), text_hashes(rows_of(["z"])), Findings()).all()
+
+
+def test_what_two_splits_share_is_told_of_rows_that_are_not_the_same() -> None:
+    train = rows_of(["p", "q"], pairs=["a", "b"])
+    rows = {
+        "train": train,
+        "validation": rows_of(["r", "p", "s"], pairs=["c", "c", "a"]),
+        "test": rows_of(["t"], pairs=["z"], split="test"),
+    }
+    [found] = describe_shared(rows, ("text",))
+    assert (found.field, found.value) == ("validation rows whose text is trained on", "1 of 3")
+    assert found.because.endswith("rows.csv:3")
+    assert [fact.value for fact in describe_shared(rows, ("pair",))] == ["1 of 3"]
+    assert describe_shared(rows, ("text", "pair")) == []
+    assert describe_shared(rows, ()) == []
 
 
 def test_duplicates_are_rows_after_the_first() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.data.origins import open_sources
 from tunesmith.data.parallel import find_pairs, languages, read_pair
-from tunesmith.data.rows import open_sources
 from tunesmith.data.text import BadLine
 from tunesmith.errors import InputError
 from tunesmith.spec import DataSpec
