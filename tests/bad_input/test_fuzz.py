@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.errors import CODES, TunesmithError
-from tunesmith.prepare import prepare_data
+from tunesmith.prepare_data import prepare_data
 from tunesmith.strict import load_spec
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -17,9 +17,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from error_examples import documented
 from tiny_conversations import conversations, save_chat_model, write_conversations, write_prose
 from tiny_models import save_tiny, write_jsonl
 from tunesmith.cli import main
+from tunesmith.errors import Problem
 from tunesmith.prepare import prepare
 from tunesmith.registry import METHODS
 from tunesmith.runs.directory import RunDirectory
@@ -367,6 +369,7 @@ def test_an_adapter_that_no_gradient_reaches_ends_the_run_at_its_first_step(
     assert "spare.lora_A" in problem["found"]
     assert "layers" not in problem["found"]
     assert "method.target_modules" in problem["fix"]
+    documented("method.idle", "tunesmith train chat.jsonl task=chat method=lora model=MODEL", str(Problem(**problem)), {})
     _json("train", *arguments, "method.target_modules=[q_proj,v_proj]", "--run", str(tmp_path / "mended"))
 
 
@@ -387,6 +390,9 @@ def test_an_extra_that_is_missing_is_named(
     assert problem["code"] == "usage.missing_extra"
     assert module in problem["problem"]
     assert problem["fix"] == f"pip install 'tunesmith[{extra}]'"
+    if extra == "quant":
+        command = "tunesmith check chat.jsonl task=chat method=qlora model=MODEL"
+        documented("usage.missing_extra", command, str(Problem(**problem)), {})
 
 
 def test_a_metric_whose_package_is_missing_names_the_extra(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:

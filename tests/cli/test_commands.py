@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from error_examples import documented
 from tiny_models import save_tiny, write_jsonl
 from tunesmith.cli import main
 
@@ -264,3 +265,17 @@ def test_sigterm_saves_and_resume_ends_it(data: Path, tiny_bert: Path, tmp_path:
     assert "run.interrupted" in said
     assert f"tunesmith resume {run}" in said
     assert list((run / "checkpoints").glob("checkpoint-*/manifest.json"))
+
+
+def test_what_nobody_foresaw_is_no_traceback_but_a_file_to_report(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: Any, **named: Any) -> Any:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("tunesmith.pipeline.train", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(data.parent))
+    assert main(["train", str(data)]) == 1
+    printed = capsys.readouterr().err
+    assert "ZeroDivisionError" in next(data.parent.glob("tunesmith-traceback-*")).read_text()
+    documented("run.failed", "tunesmith train rows.jsonl model=MODEL", printed, {})
