@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import shutil
 import signal
 import threading
@@ -23,26 +24,54 @@ import tunesmith
 from faulty_runs import SETTINGS, differing
 from tiny_conversations import save_chat_model, write_conversations, write_prose
 from tiny_models import save_tiny, write_jsonl
+from tiny_pairs import write_pairs
+from tiny_questions import questions, write_flat
 from tiny_tags import write_conll
+from tiny_translations import save_tiny_encoder_decoder
+from tiny_translations import write_pairs as write_translations
 from tunesmith import pipeline
-from tunesmith.errors import TunesmithError
 from tunesmith.runs.checkpoints import Checkpoints, is_whole, step_of
 from tunesmith.verbs import prove
+from two_processes import LOOK_SECONDS, kill_some, launched
 
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is trained, and how."""
+
+    source: str
+    """Data and model, of `sources`."""
+    overrides: Sequence[str] = ()
+    processes: int = 1
+    settings: Sequence[str] = tuple(SETTINGS)
+
+
+WITHOUT_STEPS = [setting for setting in SETTINGS if not setting.startswith("train.") or "precision" in setting]
+LORA = ["method=lora", "method.rank=4"]
 CHAT = ["task=chat", "train.epochs=3"]
-SCENARIOS: dict[str, tuple[str, list[str]]] = {
-    "text_classification full": ("rows", []),
-    "text_classification full, by epoch": ("rows", ["train.eval_steps=epoch", "train.save_steps=epoch"]),
-    "text_classification lora": ("rows", ["method=lora", "method.rank=4"]),
-    "text_classification freeze": ("rows", ["method=freeze", "method.num_blocks=1"]),
-    "token_classification full": ("tags", []),
-    "token_classification lora": ("tags", ["method=lora", "method.rank=4"]),
-    "chat lora": ("chat", [*CHAT, "method=lora", "method.rank=4", "method.dropout=0.1"]),
-    "chat full, packed": ("chat", [*CHAT, "method=full", "train.pack=true"]),
-    "causal_lm full": ("prose", ["task=causal_lm", "method=full", "task.max_length=24", "train.max_steps=15"]),
-    "masked_lm full": ("masked", ["task=masked_lm", "method=full", "task.max_length=24", "train.max_steps=15"]),
+ADAPTERS = ["method.rank=4", "method.dropout=0.1"]
+BLOCKS = ["task.max_length=24", "train.max_steps=15"]
+ANSWERS = ["task.max_length=32", "task.stride=8", "train.max_steps=15"]
+TRANSLATIONS = ["task=seq2seq", "task.metrics=[exact_match]", "task.num_generated_in_training=4"]
+SCENARIOS = {
+    "text_classification full": Scenario("rows"),
+    "text_classification full, by epoch": Scenario("rows", ["train.eval_steps=epoch", "train.save_steps=epoch"]),
+    "text_classification full, two processes": Scenario("rows", processes=2),
+    "text_classification lora": Scenario("rows", LORA),
+    "text_classification freeze": Scenario("rows", ["method=freeze", "method.num_blocks=1"]),
+    "text_classification linear_probe": Scenario("rows", ["method=linear_probe"], settings=WITHOUT_STEPS),
+    "token_classification full": Scenario("tags"),
+    "token_classification lora": Scenario("tags", LORA),
+    "question_answering full": Scenario("questions", ANSWERS),
+    "embedding full": Scenario("pairs"),
+    "seq2seq full": Scenario("translations", TRANSLATIONS),
+    "chat lora": Scenario("chat", [*CHAT, "method=lora", *ADAPTERS]),
+    "chat qlora": Scenario("chat", [*CHAT, "method=qlora", *ADAPTERS]),
+    "chat full, packed": Scenario("chat", [*CHAT, "method=full", "train.pack=true"]),
+    "causal_lm full": Scenario("prose", ["task=causal_lm", "method=full", *BLOCKS]),
+    "masked_lm full": Scenario("masked", ["task=masked_lm", "method=full", *BLOCKS]),
 }
-"""Task and method: (data and model, overrides)."""
+"""By task and method."""
 
 MOST_SECONDS = 60.0
 """A run of these models takes a few; one that takes longer hangs."""
@@ -58,11 +87,13 @@ class Tally:
     runs_lost: list[str] = field(default_factory=list)
     checkpoints_lost: list[str] = field(default_factory=list)
     bits_that_differ: list[str] = field(default_factory=list)
+    unsaid: list[str] = field(default_factory=list)
+    """What the run ought to have said of the fault."""
 
     @property
     def harm(self) -> list[str]:
         """Everything that ought not to be."""
-        return [*self.runs_lost, *self.checkpoints_lost, *self.bits_that_differ]
+        return [*self.runs_lost, *self.checkpoints_lost, *self.bits_that_differ, *self.unsaid]
 
 
 def sources(folder: Path) -> dict[str, tuple[Path, Path]]:
@@ -70,10 +101,14 @@ def sources(folder: Path) -> dict[str, tuple[Path, Path]]:
     folder.mkdir(parents=True, exist_ok=True)
     bert, masked, chat = save_tiny("bert", folder / "bert"), folder / "masked", save_chat_model(folder / "chat", attention_dropout=0.1)
     save_tiny("bert", masked, "AutoModelForMaskedLM")
+    translator = save_tiny_encoder_decoder("bart", folder / "bart", dropout=0.1)
     prose = write_prose(folder / "prose.txt", 2200)
     return {
         "rows": (write_jsonl(folder / "rows.jsonl", 150), bert),
         "tags": (write_conll(folder / "rows.conll", 150), bert),
+        "questions": (write_flat(folder / "questions.jsonl", questions(150)), bert),
+        "pairs": (write_pairs(folder / "pairs.jsonl", "pairs", 150), bert),
+        "translations": (write_translations(folder / "translations.jsonl", 150), translator),
         "chat": (write_conversations(folder / "chat.jsonl", 50), chat),
         "prose": (prose, chat),
         "masked": (prose, masked),
@@ -103,36 +138,40 @@ def fork(action: Callable[[], Any], log: Path) -> int:
 
 def ended(child: int, until: float) -> int | None:
     """The exit code of a child, or None when it still lives at that time."""
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= until:
-            return None
-        time.sleep(0.001)
+    descriptor = os.pidfd_open(child)
+    try:
+        select.select([descriptor], [], [], max(until - time.monotonic(), 0))
+    finally:
+        os.close(descriptor)
+    found, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
 
 
-def _ended_well(action: Callable[[], Any], log: Path) -> bool:
+def ended_or_killed(child: int) -> int | None:
+    """The exit code of a child; None when it hung, and was killed."""
+    code = ended(child, time.monotonic() + MOST_SECONDS)
+    if code is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return code
+
+
+def ended_well(action: Callable[[], Any], log: Path) -> bool:
     """Whether a child ends well. One that hangs is killed like any other, and the run gone on with: a fork of a process with threads may hold
     a lock that nobody frees. Three in a row are no accident."""
     for _ in range(3):
-        child = fork(action, log)
-        code = ended(child, time.monotonic() + MOST_SECONDS)
+        code = ended_or_killed(fork(action, log))
         if code is not None:
             return code == 0
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
     return False
 
 
 def go(data: Path, settings: Sequence[str], run: Path) -> None:
     """Starts the run, or goes on with it."""
+    if (run / "result.json").is_file():
+        return
     if (run / "resolved.yaml").is_file():
-        try:
-            pipeline.resume(run, quiet=True)
-        except TunesmithError as error:
-            if error.code != "usage.nothing_to_resume":
-                raise
+        pipeline.resume(run, quiet=True)
     else:
         tunesmith.train(str(data), list(settings), run=run, quiet=True)
 
@@ -154,20 +193,25 @@ class Subject:
     differing: Callable[[Path, Path], list[str]] = differing
     is_whole: Callable[[Path], bool] = is_whole
     is_saving: Callable[[Path], bool] = lambda run: _holds_something(run / "checkpoints/.partial")
+    kill: Callable[[int, random.Random], None] = lambda child, rng: os.kill(child, signal.SIGKILL)
+    """The child ends by it, at once or when it sees what it lost."""
 
 
 def subject(name: str, places: dict[str, tuple[Path, Path]]) -> Subject:
     """The runs of a scenario."""
-    source, overrides = SCENARIOS[name]
-    data, model = places[source]
-    return Subject(name, lambda run: go(data, [*SETTINGS, f"model={model}", *overrides], run))
+    scenario = SCENARIOS[name]
+    data, model = places[scenario.source]
+    settings = [*scenario.settings, f"model={model}", *scenario.overrides]
+    if scenario.processes == 1:
+        return Subject(name, lambda run: go(data, settings, run))
+    return Subject(name, lambda run: launched(lambda: go(data, settings, run), run.parent / "agent"), kill=kill_some)
 
 
 def run_straight(of: Subject, folder: Path) -> float:
     """A run in which nothing goes wrong, in folder/straight; returns its seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     started, log = time.monotonic(), folder / "log.txt"
-    assert _ended_well(lambda: of.go(folder / "straight"), log), log.read_text()
+    assert ended_well(lambda: of.go(folder / "straight"), log), log.read_text()
     return time.monotonic() - started
 
 
@@ -206,8 +250,10 @@ def _live_and_die(of: Subject, run: Path, log: Path, tally: Tally, rng: random.R
             else _while_saving(of, child, run, rng, started + 2 * length)
         )
         if code is None:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            of.kill(child, rng)
+            if ended_or_killed(child) is None:
+                tally.runs_lost.append(f"{run}: hangs after a kill")
+                return
             tally.kills += 1
             tally.moments[_moment(of, run)] += 1
         elif code != 0:
@@ -220,7 +266,7 @@ def _live_and_die(of: Subject, run: Path, log: Path, tally: Tally, rng: random.R
         newest = step_of(every[-1]) if every else newest
         if code == 0:
             return
-    if not _ended_well(action, log):
+    if not ended_well(action, log):
         tally.runs_lost.append(f"{run}: {log.read_text()[-2000:]}")
 
 
@@ -228,10 +274,9 @@ def _while_saving(of: Subject, child: int, run: Path, rng: random.Random, until:
     """Waits until a checkpoint is being written, and a moment longer."""
     for _ in range(rng.randint(1, 3)):
         while not of.is_saving(run):
-            code = ended(child, time.monotonic())
+            code = ended(child, time.monotonic() + LOOK_SECONDS)
             if code is not None or time.monotonic() > until:
                 return code
-            time.sleep(0.0005)
         code = ended(child, time.monotonic() + rng.uniform(0, 0.03))
         if code is not None:
             return code

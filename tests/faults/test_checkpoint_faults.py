@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from typing import Any
 import pytest
 
 import tunesmith
+from error_examples import documented
 from faulty_runs import acting, assert_same_end, crash, train
 from tunesmith import pipeline
+from tunesmith.engines import trainer
 from tunesmith.runs import checkpoints
 from tunesmith.runs.checkpoints import Checkpoints, is_whole
 
@@ -92,6 +95,8 @@ def test_a_disk_that_is_full_costs_the_steps_since_the_last_checkpoint(
         undo.pop()()
     assert caught.value.code == code
     assert "tunesmith resume" in str(caught.value)
+    if fault is _small_files:
+        documented("run.not_written", "tunesmith train rows.jsonl model=MODEL --run RUN", str(caught.value), {tmp_path / "run": "RUN"})
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["checkpoint-3", "checkpoint-6"]
     assert whole_checkpoints(tmp_path / "run") == ["checkpoint-3", "checkpoint-6"]
     assert_same_end(straight, pipeline.resume(tmp_path / "run", quiet=True).path)
@@ -105,6 +110,7 @@ def test_no_room_is_seen_before_the_first_step(tiny_bert: Path, tmp_path: Path, 
     finally:
         undo()
     assert caught.value.code == "run.no_room"
+    documented("run.no_room", "tunesmith train rows.jsonl model=MODEL --run RUN", str(caught.value), {tmp_path / "run": "RUN"})
     assert not [event for event in tunesmith.open_run(tmp_path / "run").directory.events() if event["event"] == "log"]
 
 
@@ -132,6 +138,20 @@ def test_a_place_where_nothing_can_be_made(folder: str, tiny_bert: Path, tmp_pat
     with pytest.raises(tunesmith.InputError) as caught:
         tunesmith.train(str(data), [f"model={tiny_bert}"], run=folder, quiet=True)
     assert caught.value.code == "usage.run_exists"
+
+
+@pytest.mark.parametrize("most_memory", [0.8, 0.0])
+def test_a_checkpoint_is_of_its_step_however_late_it_is_written(
+    most_memory: float, tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether there is memory for a copy of the optimizer, or not."""
+    two_steps_later, write = threading.Event(), Checkpoints.write
+    monkeypatch.setattr(trainer, "MOST_MEMORY", most_memory)
+    monkeypatch.setattr(Checkpoints, "write", lambda self, action: write(self, lambda: (two_steps_later.wait(), action())[1]))
+    with acting(monkeypatch, "on_step_begin", 5, two_steps_later.set):
+        crashed(tiny_bert, tmp_path / "run", monkeypatch, 5)
+    assert whole_checkpoints(tmp_path / "run") == ["checkpoint-3"]
+    assert_same_end(straight, pipeline.resume(tmp_path / "run", quiet=True).path)
 
 
 # files
@@ -196,6 +216,7 @@ def test_a_best_checkpoint_that_is_lost_is_not_passed_over(
         pipeline.resume(run, quiet=True)
     assert caught.value.code == "run.best_lost"
     assert best.name in str(caught.value)
+    documented("run.best_lost", "tunesmith resume RUN", str(caught.value), {run: "RUN"})
     resumed = pipeline.resume(run, accept_changes=True, quiet=True)
     assert int(resumed.result["best_checkpoint"].rpartition("-")[2]) > 12
 
@@ -234,6 +255,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     saved = whole_checkpoints(tmp_path / "run")[-1]
     assert f"{name} stopped the run after step {saved.rpartition('-')[2]}; {saved} was saved" in str(caught.value)
     assert f"tunesmith resume {tmp_path / 'run'}" in str(caught.value)
+    if event == "on_step_begin":
+        command = "tunesmith train rows.jsonl model=MODEL --run RUN     # and kill -TERM"
+        documented("run.interrupted", command, str(caught.value), {tmp_path / "run": "RUN"})
     assert_same_end(straight, pipeline.resume(tmp_path / "run", quiet=True).path)
 
 
@@ -335,6 +359,7 @@ def test_two_processes_do_not_work_on_one_run(tiny_bert: Path, tmp_path: Path, s
         owner.wait()
     assert caught.value.code == "usage.run_in_use"
     assert f'"pid": {owner.pid}, "host"' in caught.value.problems[0].found
+    documented("usage.run_in_use", "tunesmith resume RUN", str(caught.value), {run: "RUN"})
     resumed = pipeline.resume(run, quiet=True)
     event = next(event for event in resumed.directory.events() if event["event"] == "resume")
     assert json.loads(event["dead_owner"])["pid"] == owner.pid
@@ -381,4 +406,5 @@ def test_changes_are_shown_and_refused(tiny_bert: Path, tmp_path: Path, monkeypa
     with pytest.raises(tunesmith.InputError) as caught:
         pipeline.resume(run, ["train.seed=1", "train.batch_size=8"], accept_changes=True, quiet=True)
     assert [problem.where for problem in caught.value.problems] == ["train.batch_size", "train.seed"]
+    documented("run.changed", "tunesmith resume RUN train.seed=1 train.batch_size=8", str(caught.value), {})
     assert pipeline.resume(run, accept_changes=True, quiet=True).spec.train.max_grad_norm == 2.0

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import tunesmith
+from error_examples import documented
 from faulty_runs import acting, crash, train
 from tiny_models import save_tiny, write_jsonl
 from tunesmith import pipeline
@@ -53,6 +54,8 @@ def test_no_file_of_a_checkpoint_runs_code(tiny_bert: Path, tmp_path: Path, monk
         with pytest.raises(tunesmith.RunError) as caught:
             pipeline.resume(run, quiet=True)
         assert caught.value.code == "run.not_read"
+        if name == "optimizer.pt":
+            documented("run.not_read", "tunesmith resume RUN", str(caught.value), {run: "RUN"})
         assert not (tmp_path / "owned").exists()
         (checkpoint / name).write_bytes(original)
         seal_checkpoint(checkpoint)
@@ -84,6 +87,7 @@ def test_code_that_came_with_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(tunesmith.InputError) as caught:
         load_config(folder)
     assert caught.value.code == "model.remote_code"
+    documented("model.remote_code", "tunesmith check rows.csv model=MODEL", str(caught.value), {folder: "MODEL"})
     with pytest.raises(tunesmith.InputError) as caught:
         load_model(folder, TEXT_CLASSIFICATION, {}, 0)
     assert caught.value.code == "model.remote_code"

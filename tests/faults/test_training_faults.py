@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 import tunesmith
+from error_examples import documented
 from faulty_runs import acting, assert_same_end, train
 from tiny_models import write_jsonl
-from tunesmith import prepare
+from tunesmith import prepare_data
 from tunesmith.engines.trainer import PlannedTrainer
 from tunesmith.engines.watch import Watch
 from tunesmith.runs.checkpoints import Checkpoints
@@ -32,6 +33,7 @@ def test_a_loss_that_is_no_number_names_step_and_rows(tiny_bert: Path, tmp_path:
     assert "rows.jsonl:" in problem.found
     assert "learning_rate" in problem.fix
     assert caught.value.exit_code == 1
+    documented("run.non_finite", "tunesmith train rows.jsonl model=MODEL train.learning_rate=1e30", str(problem), {})
 
 
 def _little_memory(monkeypatch: pytest.MonkeyPatch, most_tokens: int) -> None:
@@ -79,6 +81,7 @@ def test_too_little_memory_for_one_row_says_what_to_change(tiny_bert: Path, tmp_
     assert problem.where.startswith("step 1, a micro-batch of 1 rows")
     assert "this process had up to" in problem.found
     assert "task.max_length" in problem.fix
+    documented("run.out_of_memory", "tunesmith train rows.jsonl model=MODEL", str(problem), {})
 
 
 class Spoil(TrainerCallback):
@@ -190,6 +193,7 @@ def test_a_model_that_was_saved_wrong_fails_the_run(tiny_bert: Path, tmp_path: P
         tunesmith.train(str(data), [f"model={tiny_bert}", *SETTINGS], run=tmp_path / "run", quiet=True)
     assert caught.value.code == "run.proof"
     assert "logits differ" in str(caught.value)
+    documented("run.proof", "tunesmith train rows.jsonl model=MODEL", str(caught.value), {tmp_path / "run": "RUN"})
     proof = json.loads((tmp_path / "run" / "proof.json").read_text())
     assert not proof["proven"]
     assert proof["largest_logit_difference"] == pytest.approx(0.001, rel=1e-2)
@@ -198,14 +202,14 @@ def test_a_model_that_was_saved_wrong_fails_the_run(tiny_bert: Path, tmp_path: P
 
 
 def test_data_that_changes_while_it_is_read_is_refused(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, original = write_jsonl(tmp_path / "rows.jsonl", num_rows=80), prepare.read_split
+    data, original = write_jsonl(tmp_path / "rows.jsonl", num_rows=80), prepare_data.read_split
 
     def meddling(*arguments: Any) -> Any:
         with data.open("a") as file:
             file.write('{"text": "one more", "label": "1"}\n')
         return original(*arguments)
 
-    monkeypatch.setattr(prepare, "read_split", meddling)
+    monkeypatch.setattr(prepare_data, "read_split", meddling)
     with pytest.raises(tunesmith.InputError) as caught:
         tunesmith.train(str(data), [f"model={tiny_bert}", *SETTINGS], run=tmp_path / "run", quiet=True)
     assert caught.value.code == "data.changed"

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 MEASURE = """
 import resource, sys
-from tunesmith.prepare import prepare_data
+from tunesmith.prepare_data import prepare_data
 from tunesmith.verbs.init import spec_of
 data = prepare_data(spec_of(sys.argv[1], ["model=" + sys.argv[2], "data.validation=5%"]))
 print(len(data.rows["train"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

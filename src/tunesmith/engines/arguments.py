@@ -52,6 +52,9 @@ WITHOUT_EFFECT = {
 }
 """Fields that would change nothing here, and what to do instead."""
 
+PLAIN_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor")
+"""Trainer's own, the first by default, which are made without `optim_args`."""
+
 SHARDING = ("deepspeed", "fsdp", "fsdp_config", "parallelism_config")
 """Fields that would cut the model into parts, which the engine does not know of."""
 
@@ -158,6 +161,9 @@ def _extra_problems(extra: dict[str, Any], own: dict[str, Any], known: list[str]
         elif name in SHARDING:
             fix = "leave it out; started by torchrun, several processes train whole copies of the model together"
             problems.append(Problem("spec.trainer_argument", f"{name} cuts the model into parts, which cannot be had", where, shown, fix))
+        elif name == "optim_args" and extra.get("optim", PLAIN_OPTIMIZERS[0]) in PLAIN_OPTIMIZERS:
+            fix = "say train.learning_rate, train.adam_beta1 and the like, or another train.extra.optim"
+            problems.append(Problem("spec.no_effect", "Trainer does not read optim_args for this optimizer", where, shown, fix))
         elif name in WITHOUT_EFFECT:
             problems.append(Problem("spec.no_effect", f"{name} would have no effect", where, shown, WITHOUT_EFFECT[name]))
         elif (name in own or name in SPEC_KEYS) and own.get(name) != value:

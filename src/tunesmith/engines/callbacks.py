@@ -109,9 +109,13 @@ def checkpoint_bytes(model: PreTrainedModel, optimizer: Any = None) -> int:
     """Bytes of the tensors of a checkpoint; before the first step, those of AdamW."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     saved = trained if hasattr(model, "peft_config") else list(model.parameters())
-    states = [] if optimizer is None else [value for state in optimizer.state.values() for value in state.values()]
-    moments = sum(value.nbytes for value in states if isinstance(value, torch.Tensor)) or 2 * sum(each.nbytes for each in trained)
-    return int(moments + sum(each.nbytes for each in saved))
+    moments = 0 if optimizer is None else moments_bytes(optimizer)
+    return int((moments or 2 * sum(each.nbytes for each in trained)) + sum(each.nbytes for each in saved))
+
+
+def moments_bytes(optimizer: Any) -> int:
+    """Bytes of the tensors that an optimizer keeps."""
+    return sum(value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor))
 
 
 class ShowTraining(TrainerCallback):  # type: ignore[misc]

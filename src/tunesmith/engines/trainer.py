@@ -6,25 +6,23 @@ its rows divided by the weight of the whole step, so the gradient is that of the
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    Trainer,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from tunesmith.data.plan import Step
-from tunesmith.engines.callbacks import STATE, SaveCheckpoints, checkpoint_bytes
+from tunesmith.engines.callbacks import STATE, SaveCheckpoints, checkpoint_bytes, moments_bytes
 from tunesmith.engines.failures import explained, is_out_of_memory, out_of_memory
 from tunesmith.engines.job import Job, Outcome
 from tunesmith.engines.loader import PlanLoader
@@ -32,8 +30,12 @@ from tunesmith.engines.watch import SHOWN_ROWS, Watch, first_non_finite_module, 
 from tunesmith.errors import RunError
 from tunesmith.registry import METHODS
 from tunesmith.runs.checkpoints import is_whole, read_state
+from tunesmith.runs.environment import peak_memory_bytes, total_memory_bytes
 from tunesmith.runs.secrets import redact
 from tunesmith.speed.optimizer import AdamW
+
+MOST_MEMORY = 0.8
+"""Share of the machine's memory beyond which no copy of the optimizer is made for a checkpoint."""
 
 
 class PlannedTrainer(Trainer):  # type: ignore[misc]
@@ -55,7 +57,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         # The loss is the task's own, so the model need not know how many items a batch has.
         self.model_accepts_loss_kwargs = False
         if job.processes.count > 1:  # gradients are added up below: the model is prepared without what would do so again
-            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+            self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.remove_callback(PrinterCallback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -206,7 +208,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
 
     def _note_new_weights(self) -> None:
         """Marks the trained weights as changed, whatever optimizer did it: accelerations keep copies of them."""
-        torch.autograd.graph.increment_version([parameter for parameter in self.model.parameters() if parameter.requires_grad])
+        torch.autograd.graph.increment_version([parameter for group in self.optimizer.param_groups for parameter in group["params"]])
 
     def _refuse_idle(self, model: Any) -> None:
         idle = METHODS.get(self.job.spec.method.name).idle(self.accelerator.unwrap_model(model))
@@ -247,6 +249,17 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             state = json.dumps({**self.job.origin, "watch": self.watch.state()})
             (folder / STATE).write_text(redact(state), encoding="utf-8")
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Upstream's files; the largest, that of the optimizer, is written from a copy while training goes on, if memory has room."""
+        checkpoints = self.job.checkpoints
+        has_room = peak_memory_bytes() + moments_bytes(self.optimizer) < MOST_MEMORY * total_memory_bytes()
+        if checkpoints is None or not self.args.should_save or not has_room:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state, folder = copy.deepcopy(self.optimizer.state_dict()), Path(output_dir)
+        checkpoints.write(lambda: torch.save(state, folder / OPTIMIZER_NAME))
+        torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The task's metrics on the validation set."""
         assert self.job.validation is not None
@@ -260,7 +273,12 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Upstream's estimate, summed over the micro-batches."""
-        return sum(int(super(PlannedTrainer, self).floating_point_ops(micro_batch)) for micro_batch in inputs["micro_batches"])
+        name = getattr(self.model, "main_input_name", "input_ids")
+        return self._operations_per_token * sum(int(part[name].numel()) for part in inputs["micro_batches"] if name in part)
+
+    @functools.cached_property
+    def _operations_per_token(self) -> int:
+        return 6 * int(self.model.num_parameters(exclude_embeddings=True)) if hasattr(self.model, "num_parameters") else 0
 
 
 def _random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -25,14 +25,16 @@ ROOM = 1.05
 class Checkpoints:
     """checkpoints/ of a run. What is in `partial` is being written or removed; a checkpoint-N beside it is whole.
 
-    Sealing (hashes, fsync, rename) goes on in a thread while training does: the files it reads are written and change no more.
+    What takes long (files given to `write`, hashes, fsync, rename) goes on in a thread while training does: files that it reads are written
+    and change no more.
     """
 
     def __init__(self, folder: Path, limit: int | None = None, published: Callable[[Path], None] = lambda checkpoint: None) -> None:
         self.folder, self.limit, self.published = folder, limit, published
         self.partial = folder / PARTIAL
         self._executor = ThreadPoolExecutor(1, "checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: list[Future[None]] = []
+        """In the order in which the one thread does them."""
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step stands once it is whole."""
@@ -53,17 +55,21 @@ class Checkpoints:
                 fix="free some space, then `tunesmith resume`; train.save_total_limit=1 keeps fewer checkpoints",
             )  # fmt: skip
 
+    def write(self, action: Callable[[], None]) -> None:
+        """Writes a file of the next checkpoint beside what goes on; it must not read what that changes."""
+        self._pending.append(self._executor.submit(action))
+
     def publish(self, step: int, keep: Collection[int]) -> None:
         """Seals what was written into `partial` for a step and puts it in place, then removes the oldest beyond the limit, but none of
         `keep`."""
-        self.wait()
-        self._pending = self._executor.submit(self._publish, step, frozenset(keep))
+        written, keep = list(self._pending), frozenset(keep)
+        self._pending.append(self._executor.submit(lambda: self._publish(step, keep, written)))
 
     def wait(self) -> None:
         """Returns when everything published is in place. Raises what went wrong."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
 
     def close(self) -> None:
         """Waits, and removes what never became a checkpoint."""
@@ -77,7 +83,9 @@ class Checkpoints:
         """Removes what an earlier process left half written or half removed."""
         shutil.rmtree(self.partial, ignore_errors=True)
 
-    def _publish(self, step: int, keep: frozenset[int]) -> None:
+    def _publish(self, step: int, keep: Collection[int], written: list[Future[None]]) -> None:
+        for future in written:
+            future.result()
         checkpoint = self.path(step)
         seal_checkpoint(self.partial / checkpoint.name)
         if checkpoint.exists():

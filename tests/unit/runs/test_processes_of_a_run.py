@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from error_examples import documented
 from tunesmith.errors import RunError
 from tunesmith.runs.processes import Processes, join_processes
 
@@ -55,3 +56,4 @@ def test_a_process_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     assert problem.code == "run.other_process"
     assert problem.found == "Connection closed by peer [127.0.0.1]:29500"
     assert "tunesmith resume" in problem.fix
+    documented("run.other_process", "torchrun --nproc-per-node 2 -m tunesmith.cli train rows.jsonl", str(problem), {})
