@@ -1,7 +1,8 @@
-"""The engine beside a bare loop, on a model so small that what is measured is what surrounds it.
+"""The engine beside a bare loop and plain Trainer, without accelerations, so that what is measured is what surrounds the model.
 
-A BERT of 2 layers x 32 with random weights, 8 sentences a step, fp32. The bare loop does what a step cannot do without: fetch, pad,
-forward, backward, clip, AdamW. Both take the same steps in turn, in one process; milliseconds are medians of all steps but the first 20.
+Once a BERT of 2 layers x 32 with random weights, which takes next to no time, and once MiniLM, the smallest real model; 8 short sentences
+a step, fp32. The bare loop does what a step cannot do without: fetch, pad, forward, backward, clip, AdamW. All take the same steps in
+turn, padded alike, in one process; milliseconds are medians of all steps but the first 20.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import transformers
 
 from bench.synthetic import tiny_model, write_sentences
+from tunesmith.data.collate import LENGTH_MULTIPLE
 
 BATCH_SIZE = 8
 WARM_UP_STEPS = 20
@@ -32,14 +34,15 @@ class _Times(transformers.TrainerCallback):  # type: ignore[misc]
         self.ends.append(time.perf_counter())
 
 
-def spec_of(folder: Path, steps: int, off: bool = False) -> dict[str, Any]:
+def spec_of(folder: Path, steps: int, model: str = "tiny") -> dict[str, Any]:
     """A run of so many steps with nothing between them."""
     train = {
         "batch_size": BATCH_SIZE, "max_steps": steps, "logging_steps": steps, "eval_steps": "none", "save_steps": "none",
         "load_best_model_at_end": False, "precision": "fp32",
     }  # fmt: skip
     data = {"root": str(folder), "train": "rows.jsonl", "validation": "none"}
-    return {"task": "text_classification", "model": str(folder / "model"), "method": "full", "data": data, "train": train}
+    model = str(folder / "model") if model == "tiny" else model
+    return {"task": "text_classification", "model": model, "method": "full", "data": data, "train": train, "speed": {"off": "all"}}
 
 
 def engine_ends(prepared: Any, folder: Path) -> list[float]:
@@ -63,7 +66,7 @@ def bare_ends(model: Any, rows: list[dict[str, Any]], pad_token_id: int, steps: 
     model.train()
     ends = []
     for step in range(steps):
-        batch = collate(rows[step * BATCH_SIZE : (step + 1) * BATCH_SIZE], pad_token_id)
+        batch = collate(rows[step * BATCH_SIZE : (step + 1) * BATCH_SIZE], pad_token_id, LENGTH_MULTIPLE)
         model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -72,13 +75,30 @@ def bare_ends(model: Any, rows: list[dict[str, Any]], pad_token_id: int, steps: 
     return ends
 
 
+def trainer_ends(model: Any, rows: list[dict[str, Any]], pad_token_id: int, steps: int, folder: Path) -> list[float]:
+    """Ends of plain Trainer's steps over the same rows in the same order."""
+    from bench.peers.given import collate
+
+    arguments = transformers.TrainingArguments(
+        str(folder), per_device_train_batch_size=BATCH_SIZE, max_steps=steps, learning_rate=2e-5, train_sampling_strategy="sequential",
+        logging_steps=steps, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    times = _Times()
+    trainer = transformers.Trainer(
+        model, arguments, train_dataset=rows, data_collator=lambda batch: collate(batch, pad_token_id, LENGTH_MULTIPLE), callbacks=[times]
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    return times.ends
+
+
 def step_milliseconds(ends: list[float]) -> list[float]:
     """Milliseconds of each step after the first few."""
     return [(after - before) * 1e3 for before, after in zip(ends[WARM_UP_STEPS:], ends[WARM_UP_STEPS + 1 :], strict=False)]
 
 
-def measure(steps: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds a step of both, and their ratio turn by turn."""
+def measure(model: str, steps: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds a step of all three, and their ratios turn by turn."""
     import tunesmith
     from tunesmith.models.load import load_model
     from tunesmith.prepare import prepare
@@ -89,32 +109,38 @@ def measure(steps: int, repeats: int) -> dict[str, Any]:
         tiny_model(folder / "model")
         write_sentences(folder / "rows.jsonl", steps * BATCH_SIZE, num_words=12)
         for repeat in range(repeats):
-            prepared = prepare(tunesmith.load_spec(spec_of(folder, steps)), use_cache=False)
+            prepared = prepare(tunesmith.load_spec(spec_of(folder, steps, model)), use_cache=False)
             columns = prepared.encoded["train"].dataset[[int(row) for row in prepared.plan.order(0)]]
             rows = [
                 dict(zip(("input_ids", "labels"), values, strict=True))
                 for values in zip(columns["input_ids"], columns["labels"], strict=True)
             ]
-            plain = load_model(prepared.files.path, prepared.task, prepared.task.head(prepared.spec.task), 0).model
-            engine = statistics.median(step_milliseconds(engine_ends(prepared, folder / f"run-{repeat}")))
-            bare = statistics.median(step_milliseconds(bare_ends(plain, rows, int(prepared.tokenizer.pad_token_id or 0), steps)))
-            turns.append({"engine_ms": engine, "bare_ms": bare, "ratio": engine / bare})
-    medians = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
-    return {
-        **medians,
-        "least_ratio": min(turn["ratio"] for turn in turns),
-        "most_ratio": max(turn["ratio"] for turn in turns),
-        "turns": turns,
-    }
+            pad_token_id = int(prepared.tokenizer.pad_token_id or 0)
+
+            def fresh(prepared: Any = prepared) -> Any:
+                return load_model(prepared.files.path, prepared.task, prepared.task.head(prepared.spec.task), 0).model
+
+            ends = {
+                "engine": engine_ends(prepared, folder / f"run-{repeat}"),
+                "trainer": trainer_ends(fresh(), rows, pad_token_id, steps, folder / f"trainer-{repeat}"),
+                "bare": bare_ends(fresh(), rows, pad_token_id, steps),
+            }
+            turns.append({name: statistics.median(step_milliseconds(found)) for name, found in ends.items()})
+    ratios = {name: [turn[name] / turn["bare"] for turn in turns] for name in ("engine", "trainer")}
+    return {"model": model, "ratios": ratios, "turns": turns}
 
 
 def main(arguments: Any) -> None:
     """`python -m bench overhead`."""
     transformers.logging.set_verbosity_error()
-    found = measure(arguments.steps, arguments.repeats)
-    print("| engine, ms a step | bare loop, ms a step | ratio |\n|---|---|---|")
-    print(
-        f"| {found['engine_ms']:.2f} | {found['bare_ms']:.2f} | {found['ratio']:.2f} ({found['least_ratio']:.2f} to {found['most_ratio']:.2f}) |"
-    )
+    print("| model | bare loop, ms a step | engine | plain Trainer |\n|---|---|---|---|")
+    found = []
+    for model in ("tiny", "minilm"):
+        found.append(measure(model, arguments.steps, arguments.repeats))
+        cells = [model, f"{statistics.median(turn['bare'] for turn in found[-1]['turns']):.2f}"]
+        for name, ratios in found[-1]["ratios"].items():
+            milliseconds = statistics.median(turn[name] for turn in found[-1]["turns"])
+            cells.append(f"{milliseconds:.2f}, {statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"| {' | '.join(cells)} |", flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=2))

@@ -25,6 +25,11 @@ def writes(work: Work) -> bool:
     return work.per_token
 
 
+def adapts_smollm2(work: Work) -> bool:
+    """Works of adapters on the one model of the works that LitGPT knows."""
+    return trains(work) and work.spec["model"] == "smollm2" and isinstance(work.spec["method"], dict)
+
+
 def probes(work: Work) -> bool:
     """Works of a head on frozen features."""
     return work.kind == "probe"
@@ -56,6 +61,7 @@ VENVS = {
     "trl": ["trl==1.16.0", "peft==0.21.2"],
     "setfit": ["setfit==1.2.0"],
     "llamafactory": ["llamafactory==0.9.5"],
+    "litgpt": ["litgpt==0.5.13"],
 }
 """What is installed, after torch, for peers that need an environment of their own."""
 
@@ -84,6 +90,11 @@ PEERS = {
         ),
         Peer("llamafactory-shipped", "llama_factory", "shipped", "run_exp, default arguments: fp32, gradient checkpointing", writes, venv="llamafactory"),
         Peer("llamafactory-tuned", "llama_factory", "tuned", "bf16, no checkpointing, glibc keeps memory", writes, KEEP_MEMORY, "llamafactory"),
+        Peer("litgpt-shipped", "lit_gpt", "shipped", "its LoRA, default arguments: bf16 mixed precision, a row at a time", adapts_smollm2, venv="litgpt"),
+        Peer(
+            "litgpt-tuned", "lit_gpt", "tuned", "its LoRA, bf16 weights, fused AdamW, each step sorted by length and cut, glibc keeps memory",
+            adapts_smollm2, KEEP_MEMORY, "litgpt",
+        ),
         Peer("sentence-transformers-shipped", "features", "shipped", "encode() and LogisticRegression", probes),
         Peer("sentence-transformers-tuned", "features", "tuned", "encode() in bf16 and LogisticRegression, glibc keeps memory", probes, KEEP_MEMORY),
         Peer("setfit", "features", "setfit", "SetFit's train_classifier", probes, venv="setfit"),
@@ -92,8 +103,13 @@ PEERS = {
     )
 }  # fmt: skip
 
-CANNOT_RUN: dict[str, str] = {}
-"""Peers that cannot run on a machine without a GPU or a hub, and the message they end with."""
+CANNOT_RUN = {
+    "unsloth": (
+        "it has a backend for processors without a GPU (transformers, peft and trl with settings of its own), but 2026.10.9 could not be installed: "
+        "`No matching distribution found for certifi>=2026.10.19`, which it requires"
+    ),
+}
+"""Peers that cannot be run, and the message they end with."""
 
 
 def python_of(peer: Peer, venvs: Path) -> str:

@@ -57,11 +57,11 @@ def read_request() -> Given:
     return Given(folder, request["variant"], Path(request["scratch"]), Path(request["out"]), settings)
 
 
-def collate(rows: list[Row], pad_token_id: int) -> dict[str, Any]:
-    """Tensors [rows, longest row], padded on the right."""
+def collate(rows: list[Row], pad_token_id: int, multiple: int = 1) -> dict[str, Any]:
+    """Tensors [rows, longest row], padded on the right, up to a multiple of so many tokens."""
     import torch
 
-    longest = max(len(row["input_ids"]) for row in rows)
+    longest = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
 
     def padded(name: str, value: int) -> Any:
         return torch.tensor([[*row[name], *[value] * (longest - len(row[name]))] for row in rows])
