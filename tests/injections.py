@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import re
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from faulty_runs import When
 from kills import Subject, Tally, compare, ended_or_killed, ended_well, fork
 from tunesmith.runs.checkpoints import Checkpoints
+from tunesmith.runs.lock import LOCK
 
 LAST_STEP = 16
 TOKEN_BYTES, ROOM_BYTES = 4_000_000, 750_000_000
@@ -123,6 +125,17 @@ def _one_of_two_dies(run: Path) -> None:
         _die(run)
 
 
+def _torchrun_dies(run: Path) -> None:
+    if os.environ["RANK"] == "0":
+        os.kill(os.getppid(), signal.SIGKILL)
+
+
+def _wait_for_its_owner(run: Path) -> None:
+    """Those that torchrun watched live on for a while; the kernel drops the lock when they have ended."""
+    with (run / LOCK).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
 def faults(data: Path) -> tuple[Fault, ...]:
     """All of them, for runs on this file."""
     rows = data.read_text()
@@ -142,6 +155,7 @@ def faults(data: Path) -> tuple[Fault, ...]:
             strikes_plain=False, dies_later=True,
         ),
         Fault("one of two processes killed", _one_of_two_dies, processes=2, strikes_plain=False),
+        Fault("torchrun's own process killed", _torchrun_dies, mend=_wait_for_its_owner, processes=2, strikes_plain=False),
         Fault(
             "another process goes on with a run that is trained", lambda run: signal.raise_signal(signal.SIGSTOP), says="usage.run_in_use",
             strikes_plain=False, is_resumed_by_another=True,

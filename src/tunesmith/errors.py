@@ -66,8 +66,9 @@ CODES: dict[str, str] = {
     # the model
     "model.not_found": "The model is neither an alias, nor a folder, nor in the local hub cache.",
     "model.load": "The model or its tokenizer cannot be loaded.",
-    "model.remote_code": "The model needs Python code of its own, which is never run.",
+    "model.remote_code": "The model needs Python code of its own, which runs only where the environment names its hash.",
     "model.hash": "A catalogued model's files are not the ones that were checked.",
+    "model.changed": "The model is no longer what the run started from.",
     "model.tokenizer": "The tokenizer does not fit the task or the model.",
     "model.template": "The model's chat template is missing, or cannot be used for training.",
     "method.no_target": "target_modules names modules that the model does not have.",

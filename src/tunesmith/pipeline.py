@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import InputError, RunError
+from tunesmith.models.catalog import check_same_model, hashes_of
 from tunesmith.prepare import Prepared, check_tokenizer, prepare
 from tunesmith.prepare_data import check_unchanged
 from tunesmith.registry import METHODS
@@ -61,6 +62,8 @@ def train(
         directory.write_json("decisions.json", [vars(decision) for decision in prepared.resolved.decisions])
         directory.write_json("environment.json", describe_environment())
         directory.write_json("data.json", prepared.data.fingerprint)
+        if not prepared.files.is_new:
+            directory.write_json("model.json", hashes_of(prepared.files.path))
         directory.write_spec("resolved.yaml", prepared.spec.model_dump())  # last: from here on it is a run
         _show(prepared, directory, progress)
         processes.tell((str(directory.path), None, False))
@@ -92,6 +95,7 @@ def resume(path: str | Path, overrides: Iterable[str] = (), *, accept_changes: b
         now = _environment(prepared)
         check_changes(changed, differences(origin.get("environment", now), now), asked, accept_changes)
         check_unchanged(directory, prepared.data)
+        check_same_model(directory.read_json("model.json"), prepared.files.path)
         steps = total_steps(spec, len(prepared.encoded["train"]))
         if directory.is_complete and checkpoint and step_of(checkpoint) >= steps:
             problem, fix = "the run has taken all its steps", f"more than {step_of(checkpoint)} steps: train.epochs=N or train.max_steps=N"

@@ -19,6 +19,7 @@ from tunesmith.models.catalog import ModelFiles, find_model
 from tunesmith.models.language_model import sees_ahead
 from tunesmith.models.load import LoadedModel, load_model, load_tokenizer, longest_input, new_model
 from tunesmith.models.new_model import make_model
+from tunesmith.models.remote_code import KNOWN, is_trusted
 from tunesmith.models.save import card_code
 from tunesmith.prepare_data import PreparedData, prepare_data
 from tunesmith.registry import METHODS, Decision, Method, Task
@@ -90,10 +91,9 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     data = prepare_data(spec, rejected)
     resolved, task = data.resolved, data.task
     method = METHODS.get(spec.method.name)
-    if task.loader and method.quantization(spec.method) is not None:
-        problem = f"the models of {task.name} are loaded by another library, which would not quantise their base"
-        raise InputError("spec.conflict", problem, where="method", found=method.name, fix="method: lora")
     files, resolved = _model_files(resolved, data, method, use_cache)
+    if task.loader:
+        _check_loader(task, method, spec, files)
     tokenizer = load_tokenizer(files.path)
     head = task.head(resolved.spec.task)
     if files.is_new:
@@ -105,7 +105,8 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     known = len(tokenizer)
     resolved = resolved.decide([*loaded.decisions, *task.fit_tokenizer(resolved.spec.task, tokenizer, loaded.model)])
     loaded.new_token_ids = tuple(range(known, len(tokenizer)))
-    code = task.loader or card_code(task.auto_model, method.merge is not None, bool(loaded.new_token_ids), method.quantization(spec.method))
+    quantization, new_tokens = method.quantization(spec.method), bool(loaded.new_token_ids)
+    code = task.loader or card_code(task.auto_model, method.merge is not None, new_tokens, quantization, is_trusted(files.path))
     resolved = _decide_length(resolved, task, data.rows["train"], tokenizer, loaded.model)
     if task.decide_tokens is not None:
         resolved = resolved.decide(task.decide_tokens(resolved.spec.task, data.rows["train"], tokenizer))
@@ -151,6 +152,14 @@ def _model_files(resolved: Resolved, data: PreparedData, method: Method, use_cac
     else:
         files, decisions = find_model(model), []
     return files, resolved.decide([Decision("model files", str(files.path), f"found as {files.origin}"), *decisions])
+
+
+def _check_loader(task: Task, method: Method, spec: RunSpec, files: ModelFiles) -> None:
+    problem = f"the models of {task.name} are loaded by another library, which would not"
+    if method.quantization(spec.method) is not None:
+        raise InputError("spec.conflict", f"{problem} quantise their base", where="method", found=method.name, fix="method: lora")
+    if is_trusted(files.path):
+        raise InputError("spec.conflict", f"{problem} run code of their own", where="model.name", found=str(files.path), fix=KNOWN)
 
 
 def speed_facts(model: PreTrainedModel, spec: RunSpec, train: Encoded | None = None) -> Facts:

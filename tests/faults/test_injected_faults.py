@@ -17,6 +17,7 @@ from kills import run_straight, sources, subject
         ("no memory for an evaluation (RLIMIT_DATA)", "text_classification full"),
         ("no memory for a step (RLIMIT_DATA), then kill -9", "text_classification full"),
         ("one of two processes killed", "text_classification full, two processes"),
+        ("torchrun's own process killed", "text_classification full, two processes"),
     ],
 )
 def test_a_fault_costs_nothing(name: str, scenario: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from error_examples import documented
 from faulty_runs import acting, crash, train
 from tiny_models import save_tiny, write_jsonl
 from tunesmith import pipeline
-from tunesmith.models.load import load_config, load_model, load_tokenizer
+from tunesmith.models.load import load_model
 from tunesmith.runs.checkpoints import MANIFEST, is_whole, seal_checkpoint
 from tunesmith.runs.secrets import redact
 from tunesmith.tasks.text_classification import TEXT_CLASSIFICATION
@@ -76,26 +76,6 @@ def test_a_manifest_does_not_reach_outside_its_checkpoint(tmp_path: Path) -> Non
     for name in ("../outside", str(tmp_path / "outside")):
         (folder / MANIFEST).write_text(json.dumps({name: digest}))
         assert not is_whole(folder)
-
-
-def test_code_that_came_with_a_model_is_refused(tmp_path: Path) -> None:
-    folder = save_tiny("bert", tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    automatic = {"AutoConfig": "code.Config", "AutoModelForSequenceClassification": "code.Model", "AutoTokenizer": "code.Tokenizer"}
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": automatic}))
-    (folder / "code.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'owned')!r})\n")
-    with pytest.raises(tunesmith.InputError) as caught:
-        load_config(folder)
-    assert caught.value.code == "model.remote_code"
-    documented("model.remote_code", "tunesmith check rows.csv model=MODEL", str(caught.value), {folder: "MODEL"})
-    with pytest.raises(tunesmith.InputError) as caught:
-        load_model(folder, TEXT_CLASSIFICATION, {}, 0)
-    assert caught.value.code == "model.remote_code"
-    # Where transformers has a class of its own, the code beside the weights is not needed, and not run.
-    (folder / "config.json").write_text(json.dumps({**config, "auto_map": automatic}))
-    load_tokenizer(folder)
-    assert load_model(folder, TEXT_CLASSIFICATION, {}, 0).model.config.model_type == "bert"
-    assert not (tmp_path / "owned").exists()
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from tunesmith.models.gguf import sha256_of, unpacked
 from tunesmith.spec import ModelSpec, NewModelSpec
 from tunesmith.strict import near_file
 
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+"""The files of a model: configurations, weights, vocabularies, chat templates."""
+
 
 @dataclass(frozen=True)
 class CatalogEntry:
@@ -146,6 +149,36 @@ def find_model(model: ModelSpec | NewModelSpec) -> ModelFiles:
     return ModelFiles(path, f"{hub_id} on the hub, revision {model.revision}", hub_id if model.revision == "main" else str(path))
 
 
+def local_folder(reference: str) -> Path | None:
+    """Where on this machine the files are that adapters name as their base; None where there are none."""
+    from huggingface_hub import snapshot_download
+
+    if os.path.isdir(reference):
+        return Path(reference)
+    try:
+        return Path(snapshot_download(reference, allow_patterns=PATTERNS, local_files_only=True))
+    except Exception:
+        return None
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a model, by name."""
+    return {path.name: sha256_of(path) for pattern in PATTERNS for path in sorted(folder.glob(pattern))}
+
+
+def check_same_model(before: dict[str, str] | None, folder: Path) -> None:
+    """Refuses a model whose files are not those that a run wrote down when it started (None: it wrote none down).
+
+    Raises InputError.
+    """
+    if before is None:
+        return
+    now = hashes_of(folder)
+    if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        problem, fix = "the model is not the one that the run started from", "restore the files, or train a new run"
+        raise InputError("model.changed", problem, where=str(folder), found=", ".join(changed), fix=fix)
+
+
 def is_installed(entry: CatalogEntry) -> bool:
     """Whether a pip package with this model is installed."""
     return bool(entry.module_path) and find_spec(entry.module_path.partition("/")[0]) is not None
@@ -178,16 +211,15 @@ def _from_hub(hub_id: str, model: ModelSpec, entry: CatalogEntry | None) -> Path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(hub_id, revision=model.revision, allow_patterns=patterns, local_files_only=True))
+        return Path(snapshot_download(hub_id, revision=model.revision, allow_patterns=PATTERNS, local_files_only=True))
     except HFValidationError:
         fix = did_you_mean(model.name, CATALOG)
         raise InputError("model.not_found", "there is no such model or folder", where="model.name", found=model.name, fix=fix) from None
     except Exception:
         # Not in the local cache: only then is the network asked.
         try:
-            return Path(snapshot_download(hub_id, revision=model.revision, allow_patterns=patterns))
+            return Path(snapshot_download(hub_id, revision=model.revision, allow_patterns=PATTERNS))
         except Exception as error:
             by_pip = f"{entry.pip_install}, or " if entry and entry.package else ""
             near = "" if entry or "/" in model.name else did_you_mean(model.name, CATALOG) + "; "

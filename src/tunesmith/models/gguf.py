@@ -20,9 +20,14 @@ LAYOUT = 1
 MANIFEST = "sha256.json"
 
 
-@cache
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, read once a process."""
+    """The SHA-256 of a file, read once a process while it is the same."""
+    stat = path.stat()
+    return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, *_: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -43,7 +48,6 @@ def unpacked(file: Path) -> Path:
     folder, _ = cached_folder("models", key, write)
     if not _is_whole(folder):
         (folder / MANIFEST).unlink()
-        sha256_of.cache_clear()
         folder, _ = cached_folder("models", key, write)
     return folder
 

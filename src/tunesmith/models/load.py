@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import InputError
+from tunesmith.models.remote_code import VARIABLE, hash_of_code, is_trusted, refusal
 from tunesmith.registry import Decision, Task
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ def new_model(path: Path, task: Task, head: dict[str, Any], seed: int, name: str
     return LoadedModel(model, frozenset(), [Decision("weights", f"{num_parameters:,} new", "drawn at random from train.seed")])
 
 
-WRITTEN_BY_SAVE_PRETRAINED = (
-    "check that the folder was written by save_pretrained (safetensors; no pickle, no remote code) for this kind of task"
-)
+WRITTEN_BY_SAVE_PRETRAINED = "check that the folder was written by save_pretrained (safetensors; no pickle) for this kind of task"
 
 
 @contextmanager
@@ -92,9 +91,7 @@ def load_errors(path: Path, what: str, fix: str = WRITTEN_BY_SAVE_PRETRAINED) ->
     except Exception as error:
         message = " ".join(str(error).split())[:300]
         if "trust_remote_code" in str(error):
-            problem = f"the {what} is Python code that lies beside the weights, and tunesmith runs no code that came with a model"
-            fix = "a model that the installed transformers knows, or one that was converted to such a one"
-            raise InputError("model.remote_code", problem, where=str(path), found="auto_map in config.json", fix=fix) from error
+            raise refusal(what, path) from error
         raise InputError(
             "model.load",
             f"the {what} cannot be loaded",
@@ -109,7 +106,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with load_errors(path, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=is_trusted(path))
     # Without its files upstream makes a tokenizer that knows no word, and says nothing.
     names = set(type(tokenizer).vocab_files_names.values())
     if names and not any((path / name).is_file() for name in names | {"tokenizer.json"}):
@@ -128,7 +125,7 @@ def load_config(path: Path) -> Any:
     from transformers import AutoConfig
 
     with load_errors(path, "model's configuration"):
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=is_trusted(path))
 
 
 def pretrained_labels(config: Any) -> tuple[str, ...]:
@@ -155,7 +152,7 @@ def load_model(path: Path, task: Task, head: dict[str, Any], seed: int, quantiza
         model, info = getattr(transformers, task.auto_model).from_pretrained(
             path,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=is_trusted(path),
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
@@ -168,6 +165,8 @@ def load_model(path: Path, task: Task, head: dict[str, Any], seed: int, quantiza
     if model.base_model is model:
         new = {name for name in new if in_body(model, name)}
     decisions = []
+    if is_trusted(path):
+        decisions.append(Decision("model code", hash_of_code(path), f"its own Python runs, as {VARIABLE} says"))
     if new:
         decisions.append(
             Decision("new weights", ", ".join(sorted(new)), "not in the checkpoint: drawn at random from train.seed, and trained")
@@ -235,17 +234,16 @@ def load_trained(path: Path, auto_model: str, quantization: Any = None, head: di
     """
     import transformers
 
-    # Adapters that lie beside their base are loaded with it.
-    alone = (path / "adapter_config.json").exists() and not (path / "config.json").exists()
-    base = _base_of(path) if alone else str(path)
+    alone = base_of(path)
+    base = alone or str(path)
     if quantization is None and (path / "adapter_config.json").exists():
         import_without_bitsandbytes()
     fix = f"put the base model where it was: {base}, or `tunesmith models pull` it" if alone else WRITTEN_BY_SAVE_PRETRAINED
-    with load_errors(path, "base model of the adapters" if alone else "trained model", fix):
+    with load_errors(Path(base), "base model of the adapters" if alone else "trained model", fix):
         model = getattr(transformers, auto_model).from_pretrained(
             base,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=is_trusted(base),
             use_safetensors=True,
             dtype="float32",
             quantization_config=quantization,
@@ -270,7 +268,10 @@ def take_generation_config(model: PreTrainedModel, folder: Path) -> None:
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
-def _base_of(adapters: Path) -> str:
+def base_of(adapters: Path) -> str:
+    """The base that adapters name; empty for a whole model, or for adapters that lie beside their base and are loaded with it."""
+    if not (adapters / "adapter_config.json").exists() or (adapters / "config.json").exists():
+        return ""
     with load_errors(adapters, "configuration of the adapters"):
         return str(json.loads((adapters / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.models.remote_code import copy_code
 from tunesmith.registry import Method
 from tunesmith.runs.secrets import redact
 
@@ -13,12 +14,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def card_code(auto_model: str, adapters: bool = False, new_tokens: bool = False, quantization: Any = None) -> str:
+def card_code(
+    auto_model: str, adapters: bool = False, new_tokens: bool = False, quantization: Any = None, remote_code: bool = False
+) -> str:
     """Python that loads a saved model from `folder`; the proof runs it.
 
-    With `new_tokens`, adapters are loaded by PEFT, which fits the base's embeddings to the tokenizer beside the adapters.
+    With `new_tokens`, adapters are loaded by PEFT, which fits the base's embeddings to the tokenizer beside the adapters; with
+    `remote_code`, a model's own code is run.
     """
-    arguments = ["folder"] + (['dtype="float32"'] if adapters else [])
+    arguments = ["folder"] + (['dtype="float32"'] if adapters else []) + (["trust_remote_code=True"] if remote_code else [])
     # Loaded with adapters, a base keeps its own generation config, which does not know where a template's turns end.
     own_ends = adapters and auto_model in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
     by_transformers, lines = [auto_model], []
@@ -56,6 +60,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metho
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    copy_code(base, folder)
     (folder / "README.md").write_text(redact(card), encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ data.json       files, hashes, counts             rejected.jsonl   rows left out
 events.jsonl    what happened, line by line       checkpoints/     checkpoint-N, each with its manifest
 model/          plain Hugging Face files          eval/            validation.json, test.json, ...
 proof.json      the saved model, reloaded         result.json      written last: the run is complete
-lock            who works on it now
+model.json      hashes of what it started from    lock             who works on it now
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tunesmith.spec import RunSpec
 from tunesmith.spec_file import dump_values
 from tunesmith.strict import load_spec
 
-BEFORE_START = ("checkpoints", "eval", LOCK, "rejected.jsonl", "spec.yaml", "decisions.json", "environment.json", "data.json")
+BEFORE_START = ("checkpoints", "eval", LOCK, "rejected.jsonl", "spec.yaml", "decisions.json", "environment.json", "data.json", "model.json")
 """What a run directory may hold before its last file that comes before training, resolved.yaml."""
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import InputError, RunError
-from tunesmith.models.catalog import find_model
 from tunesmith.models.load import load_trained, take_generation_config
+from tunesmith.models.remote_code import copy_code, is_trusted
 from tunesmith.models.save import card_code, write_card
 from tunesmith.registry import METHODS, TASKS
 from tunesmith.runs.progress import Progress
@@ -45,10 +45,11 @@ def merge(run: Run, out: str | Path, *, dtype: str = "fp32", quiet: bool = False
     held = run.held_rows()
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work, progress.activity("merging", 4) as activity:
         folder = Path(work) / "merged"
-        base = load_trained(find_model(run.spec.model).path, task.auto_model, head=task.head(run.spec.task))
+        source = run.base
+        base = load_trained(source, task.auto_model, head=task.head(run.spec.task))
         activity.advance(1)
         merged = method.merge(base, run.directory.model)
-        _save(run, merged, dtype, folder)
+        _save(run, merged, dtype, folder, source)
         del base, merged
         activity.advance(1)
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as rows_folder:
@@ -59,10 +60,12 @@ def merge(run: Run, out: str | Path, *, dtype: str = "fp32", quiet: bool = False
                 ask = target_request if task.writes_target else token_request
                 request = {**ask(encoded, task, run.spec.task, run.tokenizer), "hidden": True}
             # both sides in fp32: what is compared is the merge, not how a quantised base rounds
-            code = task.loader or card_code(task.auto_model, adapters=True, new_tokens=has_new_tokens(run.directory.model))
+            new_tokens, own = has_new_tokens(run.directory.model), is_trusted(source)
+            code = task.loader or card_code(task.auto_model, adapters=True, new_tokens=new_tokens, remote_code=own)
             _, expected = reload_model_in_fresh_process(run.directory.model, {**request, "code": code})
             activity.advance(1)
-            _, found = reload_model_in_fresh_process(folder, {**request, "code": task.loader or card_code(task.auto_model)})
+            code = task.loader or card_code(task.auto_model, remote_code=own)
+            _, found = reload_model_in_fresh_process(folder, {**request, "code": code})
         proof = (compare_vectors if task.loader else compare)(expected, found, dtype)
         proof["rows"], proof["num_rows"] = held.split, request.get("num_rows", len(request["ids"]))
         (folder / "proof.json").write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")
@@ -137,7 +140,7 @@ def compare_vectors(expected: dict[str, torch.Tensor], found: dict[str, torch.Te
     }
 
 
-def _save(run: Run, model: Any, dtype: str, folder: Path) -> None:
+def _save(run: Run, model: Any, dtype: str, folder: Path, source: Path) -> None:
     import torch
 
     task = TASKS.get(run.spec.task.name)
@@ -149,6 +152,7 @@ def _save(run: Run, model: Any, dtype: str, folder: Path) -> None:
     task.finish(run.spec.task, model, run.tokenizer, folder)
     about = {"task": task.summary, "method": f"{METHODS.get(run.spec.method.name).summary}; merged", "weights": dtype}
     name = f"{run.spec.model.name} for {task.name}, merged"
-    code = (task.loader or card_code(task.auto_model)) + task.usage(run.spec.task)
+    copy_code(source, folder)
+    code = (task.loader or card_code(task.auto_model, remote_code=is_trusted(source))) + task.usage(run.spec.task)
     card = write_card(name, run.spec.model.name, code, {"What it is": about}, [task.name])
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -16,6 +16,7 @@ from tunesmith.data.encode import Encoded
 from tunesmith.data.split import spread
 from tunesmith.errors import RunError
 from tunesmith.models.outputs import logits_of
+from tunesmith.models.remote_code import is_trusted
 from tunesmith.prepare import Prepared
 from tunesmith.registry import Task
 from tunesmith.verbs import reload_model
@@ -194,7 +195,8 @@ def reload_model_in_fresh_process(folder: Path, request: dict[str, Any]) -> tupl
 
     with tempfile.TemporaryDirectory(prefix="tunesmith-proof-") as work:
         request_path, logits_path = Path(work) / "request.json", Path(work) / "logits.safetensors"
-        request_path.write_text(json.dumps({**request, "threads": torch.get_num_threads()}), encoding="utf-8")
+        about = {"threads": torch.get_num_threads(), "trust_remote_code": is_trusted(folder)}
+        request_path.write_text(json.dumps({**request, **about}), encoding="utf-8")
         command = [sys.executable, "-I", str(Path(reload_model.__file__)), str(folder), str(request_path), str(logits_path)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
         if done.returncode != 0:

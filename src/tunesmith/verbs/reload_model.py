@@ -2,10 +2,11 @@
 
     python -I reload_model.py MODEL_FOLDER REQUEST.json TENSORS.safetensors
 
-The request holds the card's code and threads; for texts: texts, pairs (or null), max_length and rows_per_batch; for token ids:
-ids, others (what else the model reads), positions whose logits are wanted, for each row its source (or null) of which the tokenizer
-should make those ids, and perhaps `hidden`, to have the hidden states there as well; for an encoder-decoder also the ids of targets,
-which positions then count, and max_source_length; for vectors: vectors_of (texts), max_length and rows_per_batch.
+The request holds the card's code, threads and whether the tokenizer may run code of its own; for texts: texts, pairs (or null),
+max_length and rows_per_batch; for token ids: ids, others (what else the model reads), positions whose logits are wanted, for each row
+its source (or null) of which the tokenizer should make those ids, and perhaps `hidden`, to have the hidden states there as well; for
+an encoder-decoder also the ids of targets, which positions then count, and max_source_length; for vectors: vectors_of (texts),
+max_length and rows_per_batch.
 """
 
 import json
@@ -25,7 +26,7 @@ def main(folder: str, request_path: str, tensors_path: str) -> None:
     known: dict[str, Any] = {"folder": folder}
     exec(compile(request["code"], "the model card", "exec"), known)
     model = known["model"].eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=request["trust_remote_code"])
     tokenizer.padding_side = "right"
     torch.set_num_threads(request["threads"])
     compute = compute_vectors if "vectors_of" in request else compute_tokens if "ids" in request else compute_rows

@@ -95,9 +95,12 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The saved model, in eval mode."""
-        from tunesmith.models.load import load_trained
+        from tunesmith.models.catalog import check_same_model, local_folder
+        from tunesmith.models.load import base_of, load_trained
 
         _ = self.result
+        if (base := base_of(self.directory.model)) and (folder := local_folder(base)):
+            check_same_model(self.directory.read_json("model.json"), folder)
         quantization = METHODS.get(self.spec.method.name).quantization(self.spec.method)
         return load_trained(self.directory.model, self._task.auto_model, quantization)
 
@@ -123,17 +126,28 @@ class Run:
     def _scorer(self, model: Any = None) -> Scorer:
         return Scorer(model or self.model, self._task, self.spec.task, int(self.tokenizer.pad_token_id), self.spec.train)
 
+    @property
+    def base(self) -> Path:
+        """The folder of the model that training started from.
+
+        Raises InputError when it is gone, or no longer what it was then.
+        """
+        from tunesmith.models.catalog import check_same_model, find_model
+
+        folder = find_model(self.spec.model).path
+        check_same_model(self.directory.read_json("model.json"), folder)
+        return folder
+
     @cached_property
     def base_model(self) -> Any:
         """The model that training started from, in eval mode, with the run's tokenizer in mind."""
         import transformers
 
-        from tunesmith.models.catalog import find_model
         from tunesmith.models.load import load_trained, take_generation_config
 
         transformers.set_seed(self.spec.train.seed)  # rows of new tokens are drawn as in training
         quantization = METHODS.get(self.spec.method.name).quantization(self.spec.method)
-        model = load_trained(find_model(self.spec.model).path, self._task.auto_model, quantization)
+        model = load_trained(self.base, self._task.auto_model, quantization)
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(self.tokenizer))
         take_generation_config(model, self.directory.model)
