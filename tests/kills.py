@@ -115,9 +115,16 @@ def sources(folder: Path) -> dict[str, tuple[Path, Path]]:
     }
 
 
+def _and_subclasses(kind: type[Any]) -> list[type[Any]]:
+    return [kind, *(below for own in kind.__subclasses__() for below in _and_subclasses(own))]
+
+
 def fork(action: Callable[[], Any], log: Path) -> int:
     """Runs it in a child, whose exit code is 0 when it ends well."""
-    tqdm.set_lock(threading.RLock())  # its own is shared by processes, and one that is killed while it holds it blocks all that follow
+    for progress in _and_subclasses(
+        tqdm
+    ):  # their own lock is shared by processes: one that is killed while it holds it blocks all that follow
+        progress.set_lock(threading.RLock())
     child = os.fork()
     if child:
         return child
