@@ -36,6 +36,7 @@ def save(model: Any, folder: Path, base: Path) -> None:
         _write_base(model, config, folder, base)
         return
     for file in files:
+        (folder / file.name).unlink(missing_ok=True)  # of a run that was killed here before
         try:
             os.link(file.resolve(), folder / file.name)
         except OSError:
