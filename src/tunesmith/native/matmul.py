@@ -1,4 +1,4 @@
-"""Matrix products: on the processor's tile registers where it has them, otherwise torch's in as many parts as is fastest here.
+"""Matrix products: by own kernels where the processor multiplies bf16, otherwise torch's in as many parts as is fastest here.
 
 For some shapes oneDNN leaves all but one thread idle; the same product in two to four parts, each a range of the result's columns, then
 takes half the time. Each element is the sum that it was.
@@ -21,6 +21,8 @@ FEWEST_OPERATIONS = 1 << 26
 """Products below it stay whole."""
 FEWEST_FOR_TILES = 1 << 22
 """Products below it cost more to share among threads than to compute."""
+SHALLOW = 64
+"""Up to this k, torch's products are faster where there are no tile registers: too little is summed for copies of operands to pay."""
 REPEATS = 15
 
 
@@ -31,7 +33,7 @@ def product(
     out_dtype = out_dtype or left.dtype
     if left.device.type == "cpu" and left.dtype == torch.bfloat16:
         operations = left.shape[0] * left.shape[1] * right.shape[1]
-        if operations >= FEWEST_FOR_TILES and tiles.has_tiles():
+        if operations >= FEWEST_FOR_TILES and _has_kernel(left.shape[1]):
             return tiles.product(left, right, bias, out_dtype=out_dtype)
         large = operations >= FEWEST_OPERATIONS
         return _in_parts(left, right, bias, num_parts() if large else 1).to(out_dtype)
@@ -40,9 +42,13 @@ def product(
 
 def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """out [m, n], its rows apart or not, with left @ right added to it."""
-    if out.device.type == "cpu" and out.dtype == left.dtype == torch.bfloat16 and tiles.has_tiles():
+    if out.device.type == "cpu" and out.dtype == left.dtype == torch.bfloat16 and _has_kernel(left.shape[1]):
         return tiles.product(left, right, out=out, accumulate=True)
     return out.addmm_(left, right)
+
+
+def _has_kernel(depth: int) -> bool:
+    return tiles.has_tiles() or (depth > SHALLOW and tiles.has_products())
 
 
 def _in_parts(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, parts: int) -> torch.Tensor:

@@ -3,12 +3,22 @@
 // Operands are copied into tiles: the smaller one (`kept`) whole, before the product, the other (`streamed`) in blocks that stay in the
 // cache, by the thread that multiplies them. AMX reads its left operand with k along the rows and its right one with k down the rows, two
 // by two; an operand that lies the other way in memory is turned tile by tile, and a left one that lies this way is read in place. Where
-// less has to be turned so, b is the left operand, and the tiles of C are turned.
+// less has to be turned so, b is the left operand, and the tiles of C are turned. A processor without tile registers that multiplies pairs of
+// bf16 reads the same tiles: a pair of the left operand at a time, times a row of the right one.
 #include "tiles.h"
 
 extern "C" int64_t has_tiles() { return AmxSession().used; }
 
 #if WITH_AMX
+extern "C" int64_t has_products() { return has_tiles(); }
+#elif defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__linux__)
+#define WITH_PAIRS 1
+extern "C" int64_t has_products() { return 1; }
+#else
+extern "C" int64_t has_products() { return 0; }
+#endif
+
+#if WITH_AMX || WITH_PAIRS
 #include <cstdlib>
 #include <sys/mman.h>
 
@@ -111,6 +121,7 @@ struct Left {
 INLINE Left packed_left(const bf16 *panel) { return {panel, 64, TILE<bf16>, STEP}; }
 
 // sums (+)= left x right: up to two tiles down and two across. A panel on the right is read once, one on the left again and again.
+#if WITH_AMX
 template <int DOWN, int ACROSS> INLINE void multiply(const Left &from, const bf16 *right, int64_t steps, bool resume, float *sums) {
     const bf16 *left = from.data;
     if (resume) {
@@ -148,6 +159,32 @@ template <int DOWN, int ACROSS> INLINE void multiply(const Left &from, const bf1
     if (DOWN > 1) _tile_stored(2, sums + 512, 64);
     if (DOWN > 1 && ACROSS > 1) _tile_stored(3, sums + 768, 64);
 }
+#else
+template <int DOWN, int ACROSS> INLINE void multiply(const Left &from, const bf16 *right, int64_t steps, bool resume, float *sums) {
+    constexpr int ROWS = 8;
+    for (int row = 0; row < 16 * DOWN; row += ROWS) {
+        const char *left = reinterpret_cast<const char *>(from.data + row / 16 * from.half) + row % 16 * from.row_bytes;
+        float *const to = sums + row / 16 * 512 + row % 16 * 16;
+        __m512 found[ROWS][ACROSS];
+        for (int i = 0; i < ROWS; ++i)
+            for (int j = 0; j < ACROSS; ++j) found[i][j] = resume ? _mm512_load_ps(to + 16 * i + 256 * j) : _mm512_setzero_ps();
+        const bf16 *from_right = right;
+        for (int64_t step = 0; step < steps; ++step, left += from.step * 2, from_right += STEP)
+            for (int pair = 0; pair < 16; ++pair) {
+                __m512bh columns[ACROSS];
+                for (int j = 0; j < ACROSS; ++j) columns[j] = (__m512bh)_mm512_load_ps(from_right + j * TILE<bf16> + 32 * pair);
+#pragma GCC unroll 8
+                for (int i = 0; i < ROWS; ++i) {
+                    const __m512bh both = (__m512bh)_mm512_set1_ps(load<float>(left + i * from.row_bytes + 4 * pair));
+#pragma GCC unroll 2
+                    for (int j = 0; j < ACROSS; ++j) found[i][j] = _mm512_dpbf16_ps(found[i][j], both, columns[j]);
+                }
+            }
+        for (int i = 0; i < ROWS; ++i)
+            for (int j = 0; j < ACROSS; ++j) _mm512_store_ps(to + 16 * i + 256 * j, found[i][j]);
+    }
+}
+#endif
 
 INLINE void multiply(bool two_down, bool two_across, const Left &left, const bf16 *right, int64_t steps, bool resume, float *sums) {
     if (two_down && two_across)

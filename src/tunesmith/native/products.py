@@ -1,4 +1,4 @@
-"""Matrix products in bf16 on the processor's tile registers (AMX), which `has_tiles` says it has."""
+"""Matrix products in bf16, on the processor's tile registers (AMX) or by its instruction for pairs of bf16 (AVX512-BF16)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from tunesmith.native.library import library, why_not_native
 
 @functools.cache
 def has_tiles() -> bool:
-    """Whether there are kernels, and the processor and the operating system give them tile registers; without, nothing else here works."""
+    """Whether there are kernels, and the processor and the operating system give them tile registers."""
     native = library()
     return native is not None and bool(native.has_tiles())
+
+
+@functools.cache
+def has_products() -> bool:
+    """Whether there is a kernel for this processor; without, nothing else here works."""
+    native = library()
+    return native is not None and bool(native.has_products())
 
 
 def product(

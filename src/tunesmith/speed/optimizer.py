@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,11 +20,12 @@ class AdamW(torch.optim.AdamW):
     grad_scale = 1.0
     """What the gradients of the next step are multiplied by."""
 
-    def clip(self, parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
+    def clip(self, max_norm: float) -> torch.Tensor:
         """The norm of all gradients; the next step scales them down to `max_norm`, as torch.nn.utils.clip_grad_norm_ would now."""
         from tunesmith.native.functions import grad_norm
 
-        norm = grad_norm([parameter.grad.contiguous() for parameter in parameters if parameter.grad is not None])
+        trained = (parameter for group in self.param_groups for parameter in group["params"])
+        norm = grad_norm([parameter.grad.contiguous() for parameter in trained if parameter.grad is not None])
         self.grad_scale = min(max_norm / (norm + 1e-6), 1.0) if math.isfinite(norm) else 1.0
         return torch.tensor(norm)
 

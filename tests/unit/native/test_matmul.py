@@ -16,6 +16,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """The fastest way of this machine, and torch's in three parts."""
     if request.param == "torch":
         monkeypatch.setattr(products, "has_tiles", lambda: False)
+        monkeypatch.setattr(products, "has_products", lambda: False)
         monkeypatch.setattr(matmul, "num_parts", lambda: 3)
 
 

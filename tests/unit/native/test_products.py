@@ -1,4 +1,4 @@
-"""Products on tile registers, beside the same in fp64, from every layout in memory."""
+"""Products of the own kernels, beside the same in fp64, from every layout in memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunesmith.native.products import has_tiles, product
+from tunesmith.native.products import has_products, has_tiles, product
 
-with_tiles = pytest.mark.skipif(not has_tiles(), reason="there are no tile registers")
+with_kernel = pytest.mark.skipif(not has_products(), reason="there is no kernel for this processor")
 
 SIZES = [
     (1, 1, 1),
@@ -60,10 +60,12 @@ def operands(m: int, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def test_tiles_are_what_the_processor_says_it_has() -> None:
-    assert not has_tiles() or "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    flags = Path("/proc/cpuinfo").read_text()
+    assert not has_tiles() or "amx_bf16" in flags
+    assert not has_products() or "avx512_bf16" in flags
 
 
-@with_tiles
+@with_kernel
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("a_layout", "b_layout"), list(itertools.product(LAYOUTS, LAYOUTS)))
 def test_agrees_with_fp64(size: tuple[int, int, int], a_layout: Layout, b_layout: Layout) -> None:
@@ -74,7 +76,7 @@ def test_agrees_with_fp64(size: tuple[int, int, int], a_layout: Layout, b_layout
         assert float((out.double() - expected).abs().max()) < tolerance * (1 + float(expected.abs().max()))
 
 
-@with_tiles
+@with_kernel
 @pytest.mark.parametrize("size", SIZES)
 def test_bias_and_accumulation_are_rounded_once_and_stay_in_their_place(size: tuple[int, int, int]) -> None:
     a, b, expected = operands(*size)
@@ -98,7 +100,7 @@ def test_bias_and_accumulation_are_rounded_once_and_stay_in_their_place(size: tu
         assert bool((whole == -7).all())
 
 
-@with_tiles
+@with_kernel
 @pytest.mark.parametrize("size", [*SIZES, (48, 576, 1024), (1024, 48, 576), (700, 384, 1152)])
 @pytest.mark.parametrize("layout", [rows, columns])
 def test_the_bits_depend_neither_on_threads_nor_on_layouts(size: tuple[int, int, int], layout: Layout) -> None:
@@ -114,7 +116,7 @@ def test_the_bits_depend_neither_on_threads_nor_on_layouts(size: tuple[int, int,
         torch.set_num_threads(threads)
 
 
-@with_tiles
+@with_kernel
 def test_empty_products() -> None:
     bias, start = torch.arange(5.0), torch.ones(3, 5)
     empty = torch.empty(3, 0, dtype=torch.bfloat16), torch.empty(0, 5, dtype=torch.bfloat16)
@@ -125,7 +127,7 @@ def test_empty_products() -> None:
     assert product(empty[1], torch.ones(5, 2, dtype=torch.bfloat16)).shape == (0, 2)
 
 
-@with_tiles
+@with_kernel
 @pytest.mark.parametrize("layout", [rows, columns])
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 def test_what_is_not_finite_reaches_its_row_and_no_other(layout: Layout, value: float) -> None:
@@ -137,14 +139,14 @@ def test_what_is_not_finite_reaches_its_row_and_no_other(layout: Layout, value: 
         assert torch.equal(product(layout(a), other(b), out_dtype=torch.float32).nan_to_num(1.5), expected.nan_to_num(1.5))
 
 
-@with_tiles
+@with_kernel
 def test_large_operands_after_small_ones_and_small_ones_after_large() -> None:
     for size in [(40, 40, 40), (600, 500, 700), (40, 40, 40)]:
         a, b, expected = operands(*size)
         assert float((product(a, b, out_dtype=torch.float32) - expected).abs().max()) < 1e-4
 
 
-@with_tiles
+@with_kernel
 def test_operands_of_another_type_or_layout_are_refused() -> None:
     a = torch.ones(8, 8, dtype=torch.bfloat16)
     for wrong in (a.float(), torch.ones(16, 16, dtype=torch.bfloat16)[::2, ::2], torch.ones(9, 8, dtype=torch.bfloat16)):
