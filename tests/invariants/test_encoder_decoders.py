@@ -85,7 +85,7 @@ def test_accelerated_is_the_same(kind: str, adapters: bool) -> None:
     names, decisions = choose(facts, [])
     assert "linear" in names
     assert ("norm" in names) == (facts.on_cpu and "no compiler" not in str(decisions))
-    assert ("end_to_end" in names) == (not kind.startswith("t5"))  # whose attention adds a bias of its own
+    assert "end_to_end" in names
     assert "embedding_rows" not in names
     expected = _gradients(model)
     with accelerated(facts, names):

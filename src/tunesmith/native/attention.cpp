@@ -25,7 +25,12 @@ struct Problem {
     int64_t num_sequences, heads, kv_heads, width, left, right;
     float scale;
     Dropout dropout;
+    const float *bias;  // what is added to scaled scores, for each head by the distance from query to key; null for nothing
+    float *bias_grad;   // of each sequence and head
+    int64_t bias_size, bias_center;
 
+    // Of a query and the key 0.
+    const float *bias_of(int64_t head, int64_t query) const { return bias + head * bias_size + bias_center - query; }
     int64_t start(int64_t sequence) const { return boundaries[sequence]; }
     int64_t length(int64_t sequence) const { return boundaries[sequence + 1] - boundaries[sequence]; }
     int64_t key_start(int64_t sequence) const { return key_boundaries[sequence]; }
@@ -56,6 +61,12 @@ struct Span {
         return select_below(uint32_t(key) - begin, count, values, other);
     }
 };
+
+// Sixteen scores of a row as they go into softmax; `bias` is null or lies beside them.
+INLINE f32x16 scaled(const float *scores, float scale, const float *bias) {
+    const f32x16 values = load_floats(scores) * scale;
+    return bias ? values + load_floats(bias) : values;
+}
 
 // What dropout keeps of rows 2 pair and 2 pair + 1 of a block and 32 keys.
 struct Kept {
@@ -128,23 +139,25 @@ template <typename T, typename Op> struct Forward {
         const int64_t num_keys = block.end_key - block.first_key, num_tiles = num_keys / 16;
         for (int64_t row = 0; row < block.rows; row += 2) {  // what the others hold is multiplied and not stored
             const Span spans[2] = {{block, row}, {block, row + 1}};
+            const float *biases[2] = {};
+            for (int i = 0; problem.bias && i < 2; ++i) biases[i] = problem.bias_of(block.head, block.query + row + i) + block.first_key;
             float *const from = scores + row / 16 * num_tiles * TILE<float> + row % 16 * 16;
             f32x16 most[2] = {splat(-std::numeric_limits<float>::infinity()), splat(-std::numeric_limits<float>::infinity())};
             for (int64_t tile = 0; tile < num_tiles; ++tile)
                 for (int i = 0; i < 2; ++i) {
-                    const f32x16 seen = spans[i].select(block.first_key + 16 * tile, load_floats(from + tile * TILE<float> + 16 * i),
-                                                        -std::numeric_limits<float>::infinity());
-                    most[i] = larger(most[i], seen);
+                    const f32x16 score = scaled(from + tile * TILE<float> + 16 * i, problem.scale, biases[i] ? biases[i] + 16 * tile : nullptr);
+                    most[i] = larger(most[i], spans[i].select(block.first_key + 16 * tile, score, -std::numeric_limits<float>::infinity()));
                 }
             float maxima[2];
-            for (int i = 0; i < 2; ++i) maxima[i] = spans[i].count ? largest(most[i]) * problem.scale : 0;
+            for (int i = 0; i < 2; ++i) maxima[i] = spans[i].count ? largest(most[i]) : 0;
             f32x16 totals[2] = {};
             for (int64_t tile = 0; tile < num_tiles; tile += 2) {
                 const int64_t key = block.first_key + 16 * tile;
                 const Kept kept(block, row / 2, key);
                 for (int i = 0; i < 2; ++i)
                     for (int half = 0; half < 2; ++half) {
-                        const f32x16 score = load_floats(from + (tile + half) * TILE<float> + 16 * i) * problem.scale;
+                        const float *const bias = biases[i] ? biases[i] + 16 * (tile + half) : nullptr;
+                        const f32x16 score = scaled(from + (tile + half) * TILE<float> + 16 * i, problem.scale, bias);
                         const f32x16 power = spans[i].select(key + 16 * half, exp_of_negative(score - maxima[i]), 0);
                         totals[i] += power;
                         const int64_t column = 16 * (tile + half);
@@ -213,6 +226,9 @@ template <typename T, typename Op> struct Backward {
         for (int64_t row = 0; row < block.rows; row += 2) {
             const Span spans[2] = {{block, row}, {block, row + 1}};
             float maxima[2] = {}, factors[2] = {};
+            const float *biases[2] = {};
+            for (int i = 0; problem.bias && i < 2; ++i) biases[i] = problem.bias_of(block.head, block.query + row + i) + key;
+            float *const bias_grads = problem.bias_grad + (block.sequence * problem.heads + block.head) * problem.bias_size;
             for (int i = 0; i < 2 && row + i < block.rows; ++i) {
                 const float *const both = row_sums + 2 * ((block.token + row + i) * problem.heads + block.head);
                 maxima[i] = both[0];
@@ -224,12 +240,17 @@ template <typename T, typename Op> struct Backward {
                     const int64_t tile = column / 16 + half, place = (row / 16 * (num_keys / 16) + tile) * TILE<float> + row % 16 * 16;
                     f32x16 probabilities[2], grads[2];
                     for (int i = 0; i < 2; ++i) {
-                        const f32x16 power = exp_of_negative(load_floats(chunk.scores + place + 16 * i) * problem.scale - maxima[i]);
+                        const float *const bias = biases[i] ? biases[i] + 16 * tile : nullptr;
+                        const f32x16 power = exp_of_negative(scaled(chunk.scores + place + 16 * i, problem.scale, bias) - maxima[i]);
                         const f32x16 probability = spans[i].select(key + 16 * tile, power * factors[i], 0);
                         const f32x16 upstream = load_floats(chunk.grads + place + 16 * i);
                         const float scale = problem.dropout.threshold ? problem.dropout.scale : 1;
                         grads[i] = probability * (kept.select(i, half, upstream * scale) - deltas[row + i]);
                         probabilities[i] = kept.select(i, half, probability * scale);
+                        if (bias) {
+                            float *const to = bias_grads + (bias - problem.bias - block.head * problem.bias_size);
+                            store_floats(to, load_floats(to) + grads[i]);
+                        }
                         Op *const to = chunk.grads_a + (row / 16 * (num_keys / DEPTH<Op>) + 16 * tile / DEPTH<Op>) * TILE<Op>;
                         store_floats(to + (row % 16 + i) * DEPTH<Op> + 16 * tile % DEPTH<Op>, grads[i]);
                     }
@@ -348,10 +369,14 @@ template <typename T> void backward(const Problem &problem, void *const *tensors
 }  // namespace
 
 // `strides`: of a token and of a head, in elements, for each tensor in turn. A query sees keys from `left` before it to `right` after.
+// `bias`: null, or [heads, bias_size], that of a query and a key as far after it as an index is after bias_center; there are as many on either
+// side as the longest sequence has tokens, and 64 more. `bias_grad`: [all sequences, heads, bias_size], which is added to.
 extern "C" void attention_forward(void *q, void *k, void *v, void *out, float *row_sums, const int64_t *strides, const int32_t *boundaries,
                                   const int32_t *key_boundaries, const int32_t *sequences, int64_t num_sequences, int64_t heads, int64_t kv_heads,
-                                  int64_t width, int64_t left, int64_t right, double scale, double dropout, int64_t seed, int64_t is_bf16) {
-    const Problem problem{boundaries, key_boundaries, sequences, num_sequences, heads, kv_heads, width, left, right, float(scale), Dropout(dropout, seed)};
+                                  int64_t width, int64_t left, int64_t right, double scale, double dropout, int64_t seed, int64_t is_bf16,
+                                  const float *bias, int64_t bias_size, int64_t bias_center) {
+    const Problem problem{boundaries, key_boundaries, sequences, num_sequences, heads, kv_heads, width, left, right, float(scale),
+                          Dropout(dropout, seed), bias, nullptr, bias_size, bias_center};
     void *const tensors[] = {q, k, v, out};
     is_bf16 ? forward<bf16>(problem, tensors, strides, row_sums) : forward<float>(problem, tensors, strides, row_sums);
 }
@@ -359,8 +384,10 @@ extern "C" void attention_forward(void *q, void *k, void *v, void *out, float *r
 extern "C" void attention_backward(void *q, void *k, void *v, void *out, void *grad, void *grad_q, void *grad_k, void *grad_v, const float *row_sums,
                                    const int64_t *strides, const int32_t *boundaries, const int32_t *key_boundaries, const int32_t *sequences,
                                    int64_t num_sequences, int64_t heads, int64_t kv_heads, int64_t width, int64_t left, int64_t right,
-                                   double scale, double dropout, int64_t seed, int64_t is_bf16) {
-    const Problem problem{boundaries, key_boundaries, sequences, num_sequences, heads, kv_heads, width, left, right, float(scale), Dropout(dropout, seed)};
+                                   double scale, double dropout, int64_t seed, int64_t is_bf16, const float *bias, int64_t bias_size,
+                                   int64_t bias_center, float *bias_grad) {
+    const Problem problem{boundaries, key_boundaries, sequences, num_sequences, heads, kv_heads, width, left, right, float(scale),
+                          Dropout(dropout, seed), bias, bias_grad, bias_size, bias_center};
     void *const tensors[] = {q, k, v, out, grad, grad_q, grad_k, grad_v};
     is_bf16 ? backward<bf16>(problem, tensors, strides, row_sums) : backward<float>(problem, tensors, strides, row_sums);
 }

@@ -24,6 +24,17 @@ class Shape:
     scale: float
     dropout: float
     seed: int
+    bias: torch.Tensor | None = None
+    """fp32 [heads, 2 bias_center + 1]: what is added to scaled scores, by the distance from a query to a key."""
+
+    @property
+    def bias_center(self) -> int:
+        """Where the bias of distance 0 stands."""
+        return 0 if self.bias is None else self.bias.shape[1] // 2
+
+
+BIAS_MARGIN = 64
+"""By how much a bias is longer on either side than the longest sequence."""
 
 
 def forward(
@@ -35,12 +46,20 @@ def forward(
 
 def backward(
     inputs: list[torch.Tensor], grad: torch.Tensor, row_sums: torch.Tensor, shape: Shape, sequences: torch.Tensor, grads: list[torch.Tensor]
+) -> torch.Tensor | None:
+    """Writes the gradients of q, k, v from `inputs` (q, k, v, out) and the gradient of out, for the tokens of `sequences`; returns that of
+    the bias, if there is one."""
+    if shape.bias is None:
+        _call("attention_backward", [*inputs, grad, *grads], row_sums, shape, sequences, None)
+        return None
+    by_sequence = torch.zeros(len(shape.boundaries) - 1, *shape.bias.shape)
+    _call("attention_backward", [*inputs, grad, *grads], row_sums, shape, sequences, by_sequence)
+    return by_sequence.sum(0)
+
+
+def _call(
+    kernel: str, tensors: list[torch.Tensor], row_sums: torch.Tensor, shape: Shape, sequences: torch.Tensor, *more: torch.Tensor | None
 ) -> None:
-    """Writes the gradients of q, k, v from `inputs` (q, k, v, out) and the gradient of out, for the tokens of `sequences`."""
-    _call("attention_backward", [*inputs, grad, *grads], row_sums, shape, sequences)
-
-
-def _call(kernel: str, tensors: list[torch.Tensor], row_sums: torch.Tensor, shape: Shape, sequences: torch.Tensor) -> None:
     q, k = tensors[:2]
     assert q.dtype in (torch.float32, torch.bfloat16), q.dtype
     assert all(tensor.dtype == q.dtype and tensor.stride(2) == 1 for tensor in tensors)
@@ -50,4 +69,6 @@ def _call(kernel: str, tensors: list[torch.Tensor], row_sums: torch.Tensor, shap
     strides = torch.tensor([tensor.stride()[:2] for tensor in tensors])
     sizes = (len(sequences), q.shape[1], k.shape[1], q.shape[2], shape.left, shape.right)
     numbers = (float(shape.scale), float(shape.dropout), shape.seed, int(q.dtype == torch.bfloat16))
-    call(kernel, *tensors, row_sums, strides, shape.boundaries, shape.key_boundaries, sequences, *sizes, *numbers)
+    bias = shape.bias, 0 if shape.bias is None else shape.bias.shape[1], shape.bias_center
+    assert shape.bias is None or (shape.bias.dtype == torch.float32 and shape.bias.is_contiguous() and len(shape.bias) == q.shape[1])
+    call(kernel, *tensors, row_sums, strides, shape.boundaries, shape.key_boundaries, sequences, *sizes, *numbers, *bias, *more)

@@ -120,9 +120,10 @@ def attend(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention [1, tokens, heads, head size] among the tokens of each row; called by transformers with [1, heads, tokens, head size]."""
-    strange = [name for name in ("softcap", "s_aux", "position_bias", "cache") if others.get(name) is not None]
-    if strange:
-        raise Unfit(f"attention with {', '.join(strange)}")
+    strange = [name for name in ("softcap", "s_aux", "cache") if others.get(name) is not None]
+    bias = others.get("position_bias")
+    if strange or (bias is not None and bias.dim() != 1):
+        raise Unfit(f"attention with {', '.join(strange or ['position_bias'])}")
     layout = _LAYOUTS[module]
     layout.num_attended += 1
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -145,8 +146,31 @@ def attend(
             seed=draw_seed() if dropout else 0,
             window=window,
             key_boundaries=read.boundaries,
+            bias=bias.view(query.shape[1], -1) if bias is not None and len(bias) else None,
         )
     return attended[None], None
+
+
+def _by_distance(module: Any, layout: Layout) -> Callable[..., torch.Tensor]:
+    """T5's bias of positions, [heads * distances], instead of one for each two tokens of the batch."""
+    plain = module.compute_bias
+
+    def compute_bias(query_length: int, key_length: int, **others: Any) -> torch.Tensor:
+        if module.config._attn_implementation != NAME:
+            return plain(query_length, key_length, **others)  # type: ignore[no-any-return]
+        assert layout.boundaries is not None
+        longest = int(layout.boundaries.diff().max())
+        bias: torch.Tensor = plain(1, 2 * longest - 1, **{**others, "past_seen_tokens": longest - 1})
+        return bias[0, :, 0].flatten()
+
+    return compute_bias
+
+
+def _without_bias(module: Any, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
+    """T5's attention to the source adds zeros, one for each two tokens of the batch; here, none."""
+    if module.config._attn_implementation == NAME and inputs.get("position_bias") is None:
+        return arguments, {**inputs, "position_bias": torch.zeros(0)}
+    return None
 
 
 def why_not(facts: Facts) -> str | None:
@@ -242,6 +266,10 @@ class _Passes:
         for side in self.sides:
             for module in side.modules:
                 _LAYOUTS[module] = side.layout
+                if hasattr(module, "compute_bias"):
+                    module.compute_bias = _by_distance(module, side.layout)
+                    if not module.has_relative_attention_bias:
+                        handles.append(module.register_forward_pre_hook(_without_bias, with_kwargs=True))
             handles += [block.register_forward_pre_hook(side.enter, with_kwargs=True) for block in side.blocks]
             handles.append(side.blocks[-1].register_forward_hook(side.leave))
 
@@ -251,6 +279,7 @@ class _Passes:
             for side in self.sides:
                 for module in side.modules:
                     _LAYOUTS.pop(module, None)
+                    vars(module).pop("compute_bias", None)
 
         return undo
 

@@ -11,14 +11,14 @@ import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from tunesmith.native import attention as native
-from tunesmith.native.attention import Shape
+from tunesmith.native.attention import BIAS_MARGIN, Shape
 from tunesmith.native.library import library
 from tunesmith.runs.environment import measured
 
@@ -40,12 +40,14 @@ def varlen_attention(
     seed: int = 0,
     window: int | None = None,
     key_boundaries: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(scale q k^T) v within each sequence, [tokens, heads, d], of q [tokens, heads, d] and k, v [tokens, kv_heads, d].
+    """softmax(scale q k^T + bias) v within each sequence, [tokens, heads, d], of q [tokens, heads, d] and k, v [tokens, kv_heads, d].
 
     fp32 or bf16, the last dimension contiguous; `boundaries` is int32 [num_sequences + 1], cumulative; `scale` is positive. `window` is
     what transformers' masks take as `sliding_window`: token i sees j with i - j < window if causal, else with |i - j| <= window.
-    With `key_boundaries`, as many, the tokens of each sequence see all those of another instead, which is as empty.
+    With `key_boundaries`, as many, the tokens of each sequence see all those of another instead, which is as empty. `bias` [heads, 2 n - 1]
+    is by the distance from a token to the one it sees, from 1 - n to n - 1; no sequence is longer than n.
     Which probabilities are dropped is a function of `seed`: give each layer and step its own.
     """
     key_boundaries = boundaries if key_boundaries is None else key_boundaries
@@ -59,18 +61,21 @@ def varlen_attention(
     assert window is None or window >= causal, window
     left = UNBOUNDED if window is None else window - causal
     right = 0 if causal else left
-    output: torch.Tensor = _Attention.apply(
-        q, k, v, Shape(boundaries.contiguous(), key_boundaries.contiguous(), left, right, scale, dropout, seed)
-    )  # type: ignore[no-untyped-call]
+    if bias is not None:
+        assert key_boundaries is boundaries, "tokens of one text have no distance to those of another"
+        assert bias.shape == (q.shape[1], bias.shape[1] // 2 * 2 + 1), bias.shape
+        bias = torch.nn.functional.pad(bias.float(), (BIAS_MARGIN, BIAS_MARGIN))
+    shape = Shape(boundaries.contiguous(), key_boundaries.contiguous(), left, right, scale, dropout, seed, bias)
+    output: torch.Tensor = _Attention.apply(q, k, v, bias, replace(shape, bias=None if bias is None else bias.detach()))  # type: ignore[no-untyped-call]
     return output
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape) -> torch.Tensor:
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, shape: Shape) -> torch.Tensor:
         own = tuple(shape.boundaries.tolist())
         other = own if shape.key_boundaries is shape.boundaries else tuple(shape.key_boundaries.tolist())
-        plan = _plan(own, other, q.shape[2], q.dtype, library() is not None, shape.dropout > 0)
+        plan = _plan(own, other, q.shape[2], q.dtype, library() is not None, shape.dropout > 0 or bias is not None)
         out = torch.empty(q.shape, dtype=q.dtype)
         row_sums = torch.empty(*q.shape[:2], 2)
         if len(plan.native):
@@ -89,12 +94,15 @@ class _Attention(torch.autograd.Function):
         grad = grad if grad.stride(2) == 1 else grad.contiguous()
         within = ctx.shape.boundaries is ctx.shape.key_boundaries
         grads = _side_by_side(q, k, v) if within else [torch.empty_like(q), *_side_by_side(k, v)]
+        grad_bias = None if ctx.shape.bias is None else torch.zeros_like(ctx.shape.bias)
         if len(ctx.plan.native):
-            native.backward([q, k, v, out], grad, row_sums, ctx.shape, ctx.plan.native, grads)
+            found = native.backward([q, k, v, out], grad, row_sums, ctx.shape, ctx.plan.native, grads)
+            if grad_bias is not None:
+                grad_bias += found
         with torch.autocast("cpu", enabled=False):
-            for group in _groups(ctx.plan, q, k, ctx.shape):
+            for group in _groups(ctx.plan, q, k, ctx.shape, grad_bias):
                 group.backward([q, k, v, out], grad, grads)
-        return *grads, None
+        return *grads, grad_bias, None
 
 
 def _side_by_side(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -116,7 +124,8 @@ class _Plan:
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(boundaries: tuple[int, ...], key_boundaries: tuple[int, ...], d: int, dtype: torch.dtype, compiled: bool, dropout: bool) -> _Plan:
+def _plan(boundaries: tuple[int, ...], key_boundaries: tuple[int, ...], d: int, dtype: torch.dtype, compiled: bool, plain: bool) -> _Plan:
+    """`plain` is for what sdpa does not do: dropout that a seed decides, and the gradient of a bias."""
     by_kernel: list[int] = []
     padded: dict[tuple[str, int, int], list[tuple[slice, slice]]] = {}
     for sequence in sorted(range(len(boundaries) - 1), key=lambda index: boundaries[index] - boundaries[index + 1]):
@@ -126,7 +135,7 @@ def _plan(boundaries: tuple[int, ...], key_boundaries: tuple[int, ...], d: int, 
             continue
         length = max(_length(tokens), _length(keys))
         seconds = _seconds(d, dtype, next((limit for limit in MEASURED_LENGTHS if length <= limit), MEASURED_LENGTHS[-1]), compiled)
-        way = min((way for way in seconds if not (dropout and way == "sdpa")), key=seconds.__getitem__)
+        way = min((way for way in seconds if not (plain and way == "sdpa")), key=seconds.__getitem__)
         if way == "native":
             by_kernel.append(sequence)
         else:
@@ -189,13 +198,13 @@ def _measure(
 # ---- groups of padded sequences, by torch ----
 
 
-def _groups(plan: _Plan, q: torch.Tensor, k: torch.Tensor, shape: Shape) -> Iterator[_Group]:
+def _groups(plan: _Plan, q: torch.Tensor, k: torch.Tensor, shape: Shape, grad_bias: torch.Tensor | None = None) -> Iterator[_Group]:
     """The padded groups of a plan, in parts whose fp32 scores fit in MAX_SCORE_BYTES (or are those of one sequence)."""
     generator = torch.Generator().manual_seed(shape.seed)
     for way, sequences in plan.padded:
         size = max(1, MAX_SCORE_BYTES // (4 * q.shape[1] * _padded_length(sequences[0][0]) * _padded_length(sequences[0][1])))
         for first in range(0, len(sequences), size):
-            yield GROUPS[way](sequences[first : first + size], k.shape[1], shape, generator)
+            yield GROUPS[way](sequences[first : first + size], k.shape[1], shape, generator, grad_bias)
 
 
 class _Side:
@@ -229,12 +238,21 @@ class _Side:
 class _Group(ABC):
     """Sequences padded to one length. Matrices are [kv_heads * n, rows, columns]; the heads that share keys are more rows."""
 
-    def __init__(self, sequences: list[tuple[slice, slice]], kv_heads: int, shape: Shape, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        sequences: list[tuple[slice, slice]],
+        kv_heads: int,
+        shape: Shape,
+        generator: torch.Generator,
+        grad_bias: torch.Tensor | None,
+    ) -> None:
         self.queries, self.keys = (_Side(side, kv_heads) for side in zip(*sequences, strict=True))
         distance = self.queries.place[:, None] - self.keys.place
         visible = self.keys.is_token[:, None] & (distance <= shape.left) & (-distance <= shape.right)
         self.hidden = ~visible & self.queries.is_token[:, :, None]
-        self.shape, self.generator = shape, generator
+        self.shape, self.generator, self.grad_bias = shape, generator, grad_bias
+        self.bias_index = (shape.bias_center - distance).view(-1)
+        """Of the bias of each query and key."""
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
         """Writes `out`."""
@@ -294,7 +312,11 @@ class _Products(_Group):
         if kept is not None:
             grad_scores *= kept
         grad_scores -= (out.float() * grad).sum(-1, keepdim=True)
-        grad_scores *= probabilities * self.shape.scale
+        grad_scores *= probabilities
+        if self.grad_bias is not None:
+            by_head = self.queries.by_head(grad_scores).sum(1).reshape(len(self.grad_bias), -1)
+            self.grad_bias.index_add_(1, self.bias_index, by_head)
+        grad_scores *= self.shape.scale
         if kept is not None:
             probabilities *= kept
         grad_scores = grad_scores.to(q.dtype)
@@ -303,6 +325,9 @@ class _Products(_Group):
     def _softmax(self, padded_q: torch.Tensor, padded_k: torch.Tensor) -> torch.Tensor:
         """Probabilities, from fp32 products: in bf16, scores from 8 on come in steps of 1/16."""
         scores = torch.bmm(padded_q.float(), padded_k.float().mT).mul_(self.shape.scale)
+        if self.shape.bias is not None:
+            by_head = self.queries.by_head(scores)
+            by_head += self.shape.bias[:, self.bias_index].view(by_head.shape[0], 1, *by_head.shape[2:])
         self.queries.by_head(scores).masked_fill_(self.hidden[:, None], torch.finfo(torch.float32).min)
         return torch.softmax(scores, -1)
 

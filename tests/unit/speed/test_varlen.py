@@ -111,6 +111,35 @@ def test_each_sequence_attends_to_another(implementation: str, heads: int, kv_he
         assert error(value, reference) < (1e-5 if dtype == torch.float32 else max(1.5 * error(torch_value, reference), 0.004))
 
 
+def by_products(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, boundaries: torch.Tensor, *, causal: bool, scale: float
+) -> torch.Tensor:
+    outputs = []
+    for begin, end in itertools.pairwise(boundaries.tolist()):
+        query, key = torch.arange(end - begin)[:, None], torch.arange(end - begin)
+        parts = [part[begin:end].repeat_interleave(len(bias) // part.shape[1], 1).transpose(0, 1) for part in (q, k, v)]
+        scores = parts[0] @ parts[1].mT * scale + bias[:, bias.shape[1] // 2 + key - query]
+        hidden = (key > query) & causal
+        outputs.append((scores.masked_fill(hidden, -torch.inf).softmax(-1) @ parts[2]).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_goes_by_distance(implementation: str, heads: int, kv_heads: int, causal: bool, dtype: torch.dtype) -> None:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, boundaries: torch.Tensor, **options) -> torch.Tensor:
+        return varlen_attention(q, k, v, boundaries, bias=bias, **options)
+
+    tensors, grad, boundaries = problem(LENGTHS, heads, kv_heads, 32, dtype)
+    tensors.append(2 * torch.randn(heads, 2 * max(LENGTHS) - 1, generator=torch.Generator().manual_seed(1)))
+    options = {"causal": causal, "scale": 0.3}
+    values = run(attend, tensors, grad, boundaries, **options)
+    exact = run(by_products, [tensor.double() for tensor in tensors], grad.double(), boundaries, **options)
+    for value, reference in zip(values, exact, strict=True):
+        assert error(value, reference) < (1e-5 if dtype == torch.float32 else 0.008)
+
+
 def test_dropout_between_sequences_is_that_of_the_gradient(implementation: str) -> None:
     (q, _, _), grad, boundaries = problem([7, 40], 2, 2, 32, torch.float32)
     (_, k, v), _, key_boundaries = problem([50, 3], 2, 2, 32, torch.float32)
