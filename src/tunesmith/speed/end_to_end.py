@@ -267,7 +267,7 @@ class _Passes:
             for module in side.modules:
                 _LAYOUTS[module] = side.layout
                 if hasattr(module, "compute_bias"):
-                    module.compute_bias = _by_distance(module, side.layout)
+                    vars(module)["compute_bias"] = _by_distance(module, side.layout)
                     if not module.has_relative_attention_bias:
                         handles.append(module.register_forward_pre_hook(_without_bias, with_kwargs=True))
             handles += [block.register_forward_pre_hook(side.enter, with_kwargs=True) for block in side.blocks]

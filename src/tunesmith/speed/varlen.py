@@ -97,7 +97,7 @@ class _Attention(torch.autograd.Function):
         grad_bias = None if ctx.shape.bias is None else torch.zeros_like(ctx.shape.bias)
         if len(ctx.plan.native):
             found = native.backward([q, k, v, out], grad, row_sums, ctx.shape, ctx.plan.native, grads)
-            if grad_bias is not None:
+            if grad_bias is not None and found is not None:
                 grad_bias += found
         with torch.autocast("cpu", enabled=False):
             for group in _groups(ctx.plan, q, k, ctx.shape, grad_bias):
