@@ -79,7 +79,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     assert done.returncode == 0, done.stderr[-2000:]
     stopped = _run_two(folder, "resumed", "stop", *settings)
     done = _run_two(folder, "resumed", "resume")
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[:20_000]
     return folder, stopped
 
 

@@ -49,11 +49,13 @@ def cached_folder(kind: str, key: str, make: Callable[[Path], None]) -> tuple[Pa
         make(temporary)
         sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
         (temporary / "complete.json").write_text(json.dumps(sizes))
-        if folder.exists():
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was faster, or what stands there is damaged
             if _is_complete(folder):
                 return folder, True
             shutil.rmtree(folder)
-        temporary.rename(folder)
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _prune(folder.parent)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunesmith.errors import InputError, did_you_mean
 from tunesmith.models.gguf import sha256_of, unpacked
+from tunesmith.models.remote_code import hash_of_code, is_trusted
 from tunesmith.spec import ModelSpec, NewModelSpec
 from tunesmith.strict import near_file
 
@@ -162,8 +163,9 @@ def local_folder(reference: str) -> Path | None:
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a model, by name."""
-    return {path.name: sha256_of(path) for pattern in PATTERNS for path in sorted(folder.glob(pattern))}
+    """The SHA-256 of each file of a model, by name; its own code, where that is run, counts as one."""
+    hashes = {path.name: sha256_of(path) for pattern in PATTERNS for path in sorted(folder.glob(pattern))}
+    return {**hashes, "*.py": str(hash_of_code(folder))} if is_trusted(folder) else hashes
 
 
 def check_same_model(before: dict[str, str] | None, folder: Path) -> None:
