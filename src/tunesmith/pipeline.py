@@ -202,11 +202,7 @@ def run_job(job: Job, prepared: Prepared, directory: RunDirectory, progress: Pro
             where=str(directory.path), fix=f"tunesmith resume {directory.path}",
         )  # fmt: skip
     if not job.processes.is_first:
-        try:
-            job.processes.tell()
-        except RunError:
-            if not directory.is_complete:  # else the first has ended before this one heard of it
-                raise
+        job.processes.tell()
         return Run(directory)
     save_and_prove(prepared, directory)
     with prepared.accelerated():

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     assert done.returncode == 0, done.stderr[-2000:]
     stopped = _run_two(folder, "resumed", "stop", *settings)
     done = _run_two(folder, "resumed", "resume")
-    if done.returncode:  # seen once on a loaded machine; what it said was not kept then. A run goes on after a start that failed, too
-        warnings.warn(done.stderr[:20_000], stacklevel=1)
-        done = _run_two(folder, "resumed", "resume")
     assert done.returncode == 0, done.stderr[:20_000]
     return folder, stopped
 
