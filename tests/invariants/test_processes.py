@@ -28,10 +28,12 @@ SETTINGS = [
 ]  # fmt: skip
 STOP_AFTER = 5
 SCRIPT = """
-import os, signal, sys
+import os, select, signal, sys
+import transformers
 import tunesmith
 from tunesmith.verbs import prove
 from tunesmith.engines import callbacks
+from tunesmith.runs.checkpoints import Checkpoints
 
 prove.prove_model = lambda *arguments: {"proven": True, "problems": []}
 data, run, how, *settings = sys.argv[1:]
@@ -41,6 +43,20 @@ def stop(self, args, state, control, **kwargs):
         signal.raise_signal(signal.SIGTERM)
     record(self, args, state, control, **kwargs)
 callbacks.SaveCheckpoints.on_step_end = stop
+
+# At the end of training each lists the folder that checkpoints are written in; the second does it when the first has removed it, if the first does not wait.
+removed = os.open(sys.path[0] + "/removed", os.O_RDWR)
+close, look = Checkpoints.close, transformers.trainer.sort_checkpoints
+def close_and_tell(self):
+    close(self)
+    os.write(removed, b"x")
+def look_late(**arguments):
+    if os.environ["RANK"] == "1":
+        select.select([removed], [], [], 1)
+        os.listdir(arguments["output_dir"])
+    return look(**arguments)
+Checkpoints.close, transformers.trainer.sort_checkpoints = close_and_tell, look_late
+
 if how == "resume":
     tunesmith.resume(run, quiet=True)
 else:
@@ -50,6 +66,8 @@ else:
 
 def _run_two(folder: Path, run: str, how: str, *settings: str) -> subprocess.CompletedProcess[str]:
     (folder / "script.py").write_text(SCRIPT)
+    (folder / "removed").unlink(missing_ok=True)
+    os.mkfifo(folder / "removed")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(folder / "script.py")]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
     command = [*launch, str(folder / "rows.jsonl"), str(folder / run), how, *settings]

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import accelerate.optimizer
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -318,8 +319,9 @@ def fit(job: Job, resume_from: Path | None = None) -> Outcome:
         if job.processes.rank:
             torch.manual_seed(job.spec.train.seed + job.processes.rank)  # else all would drop the same elements
         try:
-            with job.interruption.deferred(), _nothing_old_collected():
+            with job.interruption.deferred(), _nothing_old_collected(), _nothing_walked(job.model):
                 output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
+            job.processes.wait()  # each looks through the folder at the end of `train`: the first must not have removed it by then
         finally:
             if job.checkpoints is not None and job.processes.is_first:
                 job.checkpoints.close()
@@ -342,6 +344,30 @@ def _nothing_old_collected() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def _nothing_walked(model: torch.nn.Module) -> Iterator[None]:
+    """Keeps each step from walking through all modules, to set a mode that they have and to find gradients, and from looking among the
+    installed packages for an optimizer."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    plain = model.train
+
+    def train(mode: bool = True) -> torch.nn.Module:
+        return model if model.training == mode else plain(mode)
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        for parameter in trained:
+            parameter.grad = None
+
+    is_lomo_available = accelerate.optimizer.is_lomo_available
+    model.train, model.zero_grad = train, zero_grad  # type: ignore[method-assign]
+    accelerate.optimizer.is_lomo_available = functools.cache(is_lomo_available)
+    try:
+        yield
+    finally:
+        accelerate.optimizer.is_lomo_available = is_lomo_available
+        del model.train, model.zero_grad
 
 
 def time_steps(job: Job, steps: list[tuple[Step, np.ndarray]], advance: Callable[[], None]) -> list[float]:
