@@ -348,9 +348,12 @@ extern "C" void product(const bf16 *a, const bf16 *b, void *out, const float *bi
         pack_whole(kept, !job.streamed_right(), whole);
         job.whole = whole;
     }
-    if (streamed.panels() >= kept.panels())
-        parallel_for(streamed.panels(), 1, [&](int64_t first, int64_t end) { job.run(first, end, 0, kept.panels()); });
+    // Threads share the operand with which they finish closer together, or else the streamed one, which each then copies a part of.
+    const int64_t down = streamed.panels(), across = kept.panels(), threads = omp_get_max_threads();
+    const auto largest = [=](int64_t panels) { return (panels + threads - 1) / threads; };
+    if (largest(down) * across * 50 <= largest(across) * down * 51)
+        parallel_for(down, 1, [&](int64_t first, int64_t end) { job.run(first, end, 0, across); });
     else
-        parallel_for(kept.panels(), 1, [&](int64_t first, int64_t end) { job.run(0, streamed.panels(), first, end); });
+        parallel_for(across, 1, [&](int64_t first, int64_t end) { job.run(0, down, first, end); });
 }
 #endif

@@ -52,10 +52,16 @@ class Layout:
     """Attention layers that this pass went through."""
     packed: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     """Tensors that were laid end to end, beside what they were made of, by identity of the latter."""
+    laid_out: bool = False
+    """Whether the pass under way is one."""
+    read: torch.Tensor | None = None
+    """Which tokens the last block was given, [rows] places; None: all."""
+    whole: list[torch.Tensor] = field(default_factory=list)
+    """Keys and values [1, tokens, width] of the text that is attended to, where a block is given fewer tokens than that has."""
 
     def begin(self, inputs: dict[str, Any]) -> bool:
         """Reads the layout of a batch; whether its tokens can lie end to end."""
-        self.boundaries, self.index, self.num_attended = None, None, 0
+        self.boundaries, self.index, self.read, self.num_attended = None, None, None, 0
         self.packed.clear()
         ids, mask, positions = (inputs.get(f"{self.prefix}{name}") for name in ("input_ids", "attention_mask", "position_ids"))
         if ids is None or ids.dim() != 2 or inputs.get("past_key_values") is not None or inputs.get("use_cache"):
@@ -99,12 +105,14 @@ class Layout:
     def unpack(self, hidden: torch.Tensor) -> torch.Tensor:
         """[1, all tokens, hidden] back in the places of the padded batch; padding is 0."""
         assert self.index is not None
+        places = self.index[: self.num_tokens] if self.read is None else self.index[self.read[: self.shape[0]]]
         padded = hidden.new_zeros(self.shape[0] * self.shape[1], hidden.shape[2])
-        padded = padded.index_copy(0, self.index[: self.num_tokens], hidden[0, : self.num_tokens])
+        padded = padded.index_copy(0, places, hidden[0, : len(places)])
         return padded.view(*self.shape, -1)
 
 
-_LAYOUTS: WeakKeyDictionary[torch.nn.Module, Layout] = WeakKeyDictionary()
+LAYOUTS: WeakKeyDictionary[torch.nn.Module, Layout] = WeakKeyDictionary()
+"""Of each module of the blocks."""
 
 
 def attend(
@@ -124,8 +132,10 @@ def attend(
     bias = others.get("position_bias")
     if strange or (bias is not None and bias.dim() != 1):
         raise Unfit(f"attention with {', '.join(strange or ['position_bias'])}")
-    layout = _LAYOUTS[module]
+    layout = LAYOUTS[module]
     layout.num_attended += 1
+    if layout.whole:
+        key, value = (whole.view(1, -1, *states.shape[1::2]).transpose(1, 2) for whole, states in zip(layout.whole, (key, value), strict=True))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     read = layout if layout.source is None or causal else layout.source
     assert layout.boundaries is not None
@@ -211,14 +221,12 @@ class _Side:
         self.modules = list(blocks.modules())
         self.names = dict(enumerate(list(inspect.signature(type(self.blocks[0]).forward).parameters)[2:]))
         """Of what a block is given after the hidden states, by place."""
-        self.laid_out = False
-        """Whether the pass under way is one."""
         self.inside = False
         """Whether it is between the first block and the last."""
 
     def enter(self, module: Any, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
         """Before a block."""
-        if not self.laid_out:
+        if not self.layout.laid_out:
             return None
         if not arguments:
             raise Unfit("its blocks take the hidden states by name")
@@ -232,7 +240,7 @@ class _Side:
 
     def leave(self, module: Any, arguments: Any, output: Any) -> Any:
         """After the last block."""
-        if not self.laid_out or self.layout.index is None:
+        if not self.layout.laid_out or self.layout.index is None:
             return output
         self.inside = False
         if isinstance(output, tuple):
@@ -265,7 +273,7 @@ class _Passes:
         ]
         for side in self.sides:
             for module in side.modules:
-                _LAYOUTS[module] = side.layout
+                LAYOUTS[module] = side.layout
                 if hasattr(module, "compute_bias"):
                     vars(module)["compute_bias"] = _by_distance(module, side.layout)
                     if not module.has_relative_attention_bias:
@@ -278,7 +286,7 @@ class _Passes:
                 handle.remove()
             for side in self.sides:
                 for module in side.modules:
-                    _LAYOUTS.pop(module, None)
+                    LAYOUTS.pop(module, None)
                     vars(module).pop("compute_bias", None)
 
         return undo
@@ -287,18 +295,18 @@ class _Passes:
         """Before the model."""
         laid_out = all(side.layout.begin(inputs) for side in self.sides)
         for side in self.sides:
-            side.laid_out, side.inside = laid_out, False
+            side.layout.laid_out, side.inside = laid_out, False
         if laid_out:
             for config, _ in self.configs:
                 config._attn_implementation = NAME
 
     def end(self, *_: Any) -> None:
         """After the model, or when it raised."""
-        if self.sides[0].laid_out:
+        if self.sides[0].layout.laid_out:
             for config, name in self.configs:
                 config._attn_implementation = name
         for side in self.sides:
-            side.laid_out = False
+            side.layout.laid_out = False
             side.layout.packed.clear()
 
 

@@ -21,6 +21,7 @@ from tunesmith.speed.facts import Facts, Unfit
 from tunesmith.speed.instances import compute_dtype, override
 from tunesmith.speed.kernels import draw_seed, seeded_dropout
 
+WIDTH_MULTIPLE = 32
 STACKS: WeakKeyDictionary[torch.nn.Module, list[Stack]] = WeakKeyDictionary()
 """Those that a model is computed by now."""
 
@@ -78,7 +79,7 @@ class Stack:
         return [draw_seed() if drop else None for drop in drops] if any(drops) else None
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """[out, in + ranks]: the stacked weights, and s B beside each."""
+        """[out, in + ranks + some of zeros]: the stacked weights, and s B beside each."""
         bases = self._stacked("weight", dtype, [layer.weight for layer in self.layers], (sum(self.out_sizes), self._width))
         if not any(self.ranks):
             return bases
@@ -90,7 +91,7 @@ class Stack:
         row, column = 0, self.in_features
         for layer, size, rank in zip(self.layers, self.out_sizes, self.ranks, strict=True):
             if layer.lora_b is not None:
-                bases[row : row + size, column : column + rank] = layer.lora_b.detach() * layer.scaling
+                torch.mul(layer.lora_b.detach(), layer.scaling, out=bases[row : row + size, column : column + rank])
             row, column = row + size, column + rank
         return bases
 
@@ -108,8 +109,13 @@ class Stack:
         return self._stacked("bias", dtype, parts, (sum(self.out_sizes),))
 
     @property
+    def filling(self) -> int:
+        """Columns of zeros after those of the adapters: rows of a length that the kernel can read where they lie."""
+        return -(self.in_features + sum(self.ranks)) % WIDTH_MULTIPLE if any(self.ranks) else 0
+
+    @property
     def _width(self) -> int:
-        return self.in_features + sum(self.ranks)
+        return self.in_features + sum(self.ranks) + self.filling
 
     def _stacked(self, name: str, dtype: torch.dtype, parts: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
         """The parts below each other in a matrix that is kept, and filled again when one of them has changed."""
@@ -150,7 +156,7 @@ class _Stacked(torch.autograd.Function):
             inputs = flat
             if any(stack.ranks):
                 inner = _inner(stack, flat, seeds)
-                inputs = torch.cat([flat, inner], 1)
+                inputs = torch.cat([flat, inner, flat.new_zeros(len(flat), stack.filling)], 1)
             outputs = product(inputs, stack.weight(dtype).t(), stack.bias(dtype))
         ctx.save_for_backward(flat, inner)
         ctx.stack, ctx.seeds, ctx.shape, ctx.hidden_dtype = stack, seeds, hidden.shape[:-1], hidden.dtype
@@ -169,11 +175,11 @@ class _Stacked(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             both = product(grad, stack.weight(dtype))
             if ranks:
-                grad_inner = both[:, width:].contiguous()
+                grad_inner = both[:, width : width + sum(stack.ranks)].contiguous()
                 both = _add_inner(stack, both[:, :width], grad_inner, ctx.seeds)
             grad_hidden = both.reshape(*ctx.shape, width).to(ctx.hidden_dtype)
         elif ranks:
-            grad_inner = product(grad, stack.weight(dtype)[:, width:])
+            grad_inner = product(grad, stack.weight(dtype)[:, width : width + sum(stack.ranks)])
         wanted = dict(zip(map(id, stack.parameters), ctx.needs_input_grad[2:], strict=True))
         return grad_hidden, None, *_parameter_grads(stack, wanted, grad, flat, inner, grad_inner, ctx.seeds)
 
