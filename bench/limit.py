@@ -4,7 +4,8 @@
 
 Necessary operations: for each token 2 x weights forward, and backward 2 x for the gradient of the inputs and 2 x for that of the
 weights, which frozen ones do not need (so 6 x or 4 x; adapters 6 x); 2 x 2 x head size for each pair of tokens that may attend to each
-other, and twice that backward; the head of a language model on trained tokens only. No padding, no embeddings, no optimizer.
+other, and twice that backward; the head of a language model on trained tokens only. No padding, no embeddings, no optimizer, and of a
+classifier's last block no token that its head does not read, but in attention, which is counted whole.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ class Shapes:
 
 
 def shapes_of(model: Any, per_token: bool) -> Shapes:
-    """Found by running a row of eight tokens."""
-    counts: dict[bool, Counter[tuple[int, int]]] = {True: Counter(), False: Counter()}
+    """Found by running a row of eight tokens: what a layer makes of a token counts if an output depends on it."""
     head = model.get_output_embeddings() if per_token else None
-
-    def note(module: Any, inputs: Any, output: Any) -> None:
-        counts[inputs[0].numel() // module.in_features > 1][module.in_features, module.out_features] += 1
-
+    made: list[tuple[Any, torch.Tensor]] = []
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
-    hooks = [module.register_forward_hook(note) for module in linears]
-    with torch.inference_mode():
-        model.eval()(input_ids=torch.arange(8)[None])
+    hooks = [module.register_forward_hook(lambda module, inputs, output: made.append((module, output))) for module in linears]
+    outputs = model.eval()(input_ids=torch.arange(8)[None])[0]
     for hook in hooks:
         hook.remove()
+    weights = torch.linspace(1.0, 2.0, outputs.numel()).view(outputs.shape)
+    slopes = torch.autograd.grad((outputs * weights).sum(), [output for _, output in made])
+    counts: dict[bool, Counter[tuple[int, int]]] = {True: Counter(), False: Counter()}
+    for (module, _), slope in zip(made, slopes, strict=True):
+        counts[int((slope != 0).any(-1).sum()) > 1][module.in_features, module.out_features] += 1
     config = model.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = config.num_hidden_layers * config.num_attention_heads * head_size
