@@ -79,7 +79,7 @@ WORKS = {
         ),
         Work(
             "minilm-probe", "MiniLM, a linear head on frozen features, 5,000 sentences", "probe",
-            {"model": "minilm", "data": SST2, "method": "linear_probe", "train": {"learning_rate": 5e-3}},
+            {"model": "minilm", "data": SST2, "method": "linear_probe", "train": {"learning_rate": 0.3}},
             steps=156, batch_size=32,
         ),
         Work(

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from bench.peers.given import Given, Row, collate, evaluate, load_model, num_trainable, read_request
 from bench.peers.record import Record
 
-PROBE_EPOCHS = 3
+PROBE_EPOCHS = 10
 
 
 class Note(TrainerCallback):  # type: ignore[misc]
