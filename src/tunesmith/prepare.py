@@ -32,6 +32,7 @@ from tunesmith.resolve import (
     decide_max_length,
     decide_training,
     rows_per_step,
+    steps_per_epoch,
     total_steps,
 )
 from tunesmith.spec import NewModelSpec, RunSpec
@@ -169,7 +170,8 @@ def speed_facts(model: PreTrainedModel, spec: RunSpec, train: Encoded | None = N
     """
     facts = Facts(model, spec.train.precision == "bf16", False, spec.train.extra, float(spec.train.weight_decay))
     if train is not None and METHODS.get(spec.method.name).engine == "trainer":
-        facts.training, facts.token_ids = True, lambda: train.token_ids
+        facts.training, facts.token_ids, facts.num_tokens = True, lambda: train.token_ids, int(train.lengths.sum())
+        facts.epochs = total_steps(spec, len(train)) / steps_per_epoch(spec, len(train))
     return facts
 
 

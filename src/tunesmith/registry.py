@@ -312,6 +312,7 @@ ACCELERATIONS: Registry[Acceleration] = Registry(
         "embedding_rows": "tunesmith.speed.embedding_rows:EMBEDDING_ROWS",
         "optimizer": "tunesmith.speed.optimizer:OPTIMIZER",
         "frozen_weights": "tunesmith.speed.frozen_weights:FROZEN_WEIGHTS",
+        "frozen_features": "tunesmith.speed.frozen_features:FROZEN_FEATURES",
     },
 )
 

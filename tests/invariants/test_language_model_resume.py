@@ -9,6 +9,7 @@ import pytest
 from resumption import resumed_equals_straight
 from tiny_conversations import save_chat_model, write_conversations, write_prose
 from tiny_models import save_tiny
+from tunesmith.native.products import has_products
 
 SETTINGS = [
     "data.validation=20%", "train.precision=fp32", "train.epochs=2", "train.batch_size=4", "train.gradient_accumulation_steps=2",
@@ -46,3 +47,17 @@ def test_resumed_equals_straight(overrides: list[str], tmp_path: Path, monkeypat
     assert event["checkpoint"] == "checkpoint-3", "in the middle of an epoch"
     assert (run.directory.model / "adapter_model.safetensors").is_file() == ("lora" in str(overrides))
     assert sum("eval_loss" in entry for entry in log) > 1
+
+
+@pytest.mark.skipif(not has_products(), reason="no compiled products here")
+def test_features_that_were_kept_come_again_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run has none of the features that the straight one kept, and computes them in other steps."""
+    data = write_conversations(tmp_path / "rows.jsonl", 50)
+    model = save_chat_model(tmp_path / "model", hidden_size=512, intermediate_size=512, head_dim=128)
+    bf16 = [setting.replace("fp32", "bf16").replace("epochs=2", "epochs=3") for setting in SETTINGS]
+    settings = [f"model={model}", *bf16, "task=chat", "method=freeze", "method.num_blocks=1"]
+    run, _ = resumed_equals_straight(data, settings, tmp_path, monkeypatch, crash_after=8)
+    decisions = {decision["field"]: decision for decision in run.directory.read_json("decisions.json")}
+    assert decisions["speed.frozen_features"]["value"], decisions["speed.frozen_features"]["because"]
+    event = next(event for event in run.directory.events() if event["event"] == "resume")
+    assert event["checkpoint"] == "checkpoint-6", "in the second epoch"

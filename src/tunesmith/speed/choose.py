@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from tunesmith.errors import InputError, did_you_mean
@@ -35,10 +35,12 @@ def choose(facts: Facts, off: list[str] | str) -> tuple[list[str], list[Decision
 
 @contextmanager
 def accelerated(facts: Facts, names: list[str]) -> Iterator[None]:
-    """The model with these accelerations, and as it was afterwards."""
+    """The model with these accelerations, and as it was afterwards. One that its weights are no longer fit for, as when the best checkpoint
+    was read into what was a mapping of a file, is left out."""
     with ExitStack() as undos:
         for name in names:
-            undos.callback(ACCELERATIONS.get(name).apply(facts))
+            with suppress(Unfit):
+                undos.callback(ACCELERATIONS.get(name).apply(facts))
         yield
 
 

@@ -135,7 +135,9 @@ def attend(
     layout = LAYOUTS[module]
     layout.num_attended += 1
     if layout.whole:
-        key, value = (whole.view(1, -1, *states.shape[1::2]).transpose(1, 2) for whole, states in zip(layout.whole, (key, value), strict=True))
+        key, value = (
+            whole.view(1, -1, *states.shape[1::2]).transpose(1, 2) for whole, states in zip(layout.whole, (key, value), strict=True)
+        )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     read = layout if layout.source is None or causal else layout.source
     assert layout.boundaries is not None

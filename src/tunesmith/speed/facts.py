@@ -40,6 +40,11 @@ class Facts:
     token_ids: Callable[[], np.ndarray] = lambda: np.empty(0, np.int64)
     """The ids of the tokens that the training rows hold, each once."""
 
+    num_tokens: int = 0
+    """Of the training rows."""
+    epochs: float = 1.0
+    """How often each of them is read."""
+
     @property
     def on_cpu(self) -> bool:
         """Whether the model computes on the processor."""

@@ -143,6 +143,15 @@ def _plan(boundaries: tuple[int, ...], key_boundaries: tuple[int, ...], d: int, 
     return _Plan(torch.tensor(by_kernel, dtype=torch.int32), [(key[0], sequences) for key, sequences in padded.items()])
 
 
+def is_native_throughout(d: int, dtype: torch.dtype) -> bool:
+    """Whether the compiled kernel computes sequences of any length, and so each by itself."""
+    if library() is None:
+        return False
+    return all(
+        min(seconds, key=seconds.__getitem__) == "native" for seconds in (_seconds(d, dtype, length, True) for length in MEASURED_LENGTHS)
+    )
+
+
 def _length(part: slice) -> int:
     return int(part.stop - part.start)
 

@@ -14,7 +14,7 @@ from tunesmith.data.encode import training_key
 from tunesmith.models.language_model import decode_tokens
 from tunesmith.models.load import count_parameters
 from tunesmith.pipeline import build_job
-from tunesmith.prepare import Prepared, prepare
+from tunesmith.prepare import Prepared, prepare, speed_facts
 from tunesmith.registry import Decision
 from tunesmith.resolve import total_steps
 from tunesmith.runs.directory import RunDirectory
@@ -145,9 +145,11 @@ def show_row(prepared: Prepared, index: int) -> dict[str, Any]:
 def estimate(prepared: Prepared, progress: Progress) -> dict[str, Any]:
     """Seconds and memory of the whole run, from real steps on the real rows; the model is changed by them, and discarded.
 
-    The steps timed are spread over the sizes of an epoch's steps, the largest among them; seconds are fitted as a + b x tokens.
+    The steps timed are spread over the sizes of an epoch's steps, the largest among them; seconds are fitted as a + b x tokens, and those
+    of later epochs by themselves where features of frozen blocks are kept.
     """
     from tunesmith.engines.trainer import time_steps
+    from tunesmith.speed.frozen_features import feature_bytes
 
     plan, spec = prepared.plan, prepared.spec
     steps = plan.batches(0)
@@ -155,29 +157,34 @@ def estimate(prepared: Prepared, progress: Progress) -> dict[str, Any]:
     sizes = np.asarray([sum(plan.num_computed(part) for part in step) for step in steps])
     order = np.argsort(sizes, kind="stable")
     chosen = [int(order[position]) for position in np.linspace(0, len(order) - 1, min(NUM_TIMED_STEPS, len(order))).astype(int)]
+    is_kept = "frozen_features" in prepared.accelerations
     with tempfile.TemporaryDirectory(prefix="tunesmith-check-") as folder:
         directory = RunDirectory.create(Path(folder) / "run", prepared.task.name)
-        with progress.activity("timing steps", len(chosen) + 1) as activity:
+        with progress.activity("timing steps", len(chosen) * (1 + is_kept) + 1) as activity:
             # The largest step first: it warms up what the others use.
             started = time.perf_counter()
-            timed = [(steps[index], drawn[index]) for index in [chosen[-1], *chosen]]
+            timed = [(steps[index], drawn[index]) for index in [chosen[-1], *chosen, *(chosen if is_kept else [])]]
             with prepared.accelerated():
-                seconds = time_steps(build_job(prepared, directory), timed, activity.advance)[1:]
+                seconds = np.asarray(time_steps(build_job(prepared, directory), timed, activity.advance))
             measured = time.perf_counter() - started
-    slope, fixed = _fit_line(sizes[chosen], np.asarray(seconds))
+    # Where features are kept, the largest step has them from the second time on, the others from the third.
+    first = seconds[[*range(1, len(chosen)), 0]] if is_kept else seconds[1:]
+    slope, fixed = _fit_line(sizes[chosen], first)
+    later_slope, later_fixed = _fit_line(sizes[chosen], seconds[-len(chosen) :])
     # A solver reads the rows once; the steps timed are forward passes and little more.
     solved = prepared.method.engine == "closed_form"
     epochs = 1.0 if solved else total_steps(spec, len(prepared.encoded["train"])) / len(steps)
-    training = epochs * float((fixed + slope * sizes).sum())
+    training = min(epochs, 1) * float((fixed + slope * sizes).sum()) + max(epochs - 1, 0) * float((later_fixed + later_slope * sizes).sum())
     tokens = {split: int(encoded.sizes.sum()) for split, encoded in prepared.encoded.items() if split != "train"}
     evaluations = {"validation": _num_evaluations(prepared, epochs) + 1, "test": 1}
     evaluating = sum(count * evaluations[split] for split, count in tokens.items()) * slope * FORWARD_SHARE
     best = count_parameters(prepared.model)[0] * BYTES_PER_WEIGHT if spec.train.load_best_model_at_end and not solved else 0
+    kept = feature_bytes(speed_facts(prepared.model, spec, prepared.encoded["train"])) if is_kept else 0
     return {
         "seconds": round(training + evaluating, 1),
         "training_seconds": round(training, 1),
         "evaluation_seconds": round(evaluating, 1),
-        "peak_memory_mb": round((peak_memory_bytes() + best) / 1e6),
+        "peak_memory_mb": round((peak_memory_bytes() + best + kept) / 1e6),
         "timed_steps": len(chosen),
         "measured_in_seconds": round(measured, 1),
     }

@@ -65,6 +65,23 @@ def test_rounding_is_allowed(facts: Facts, only: Any) -> None:
     assert (decision.value, decision.because) == (True, "computes it so")
 
 
+def test_one_that_the_weights_are_no_longer_fit_for_is_left_out(facts: Facts, only: Any) -> None:
+    """As `frozen_weights` when the best checkpoint was read into a model that was a mapping of its file."""
+    applied: list[None] = []
+
+    def apply(_: Facts) -> Callable[[], None]:
+        if applied:
+            raise Unfit("not what the file holds")
+        applied.append(None)
+        return lambda: None
+
+    only(apply)
+    names, _ = choose(facts, [])
+    assert names == ["mine"]
+    with accelerated(facts, names):
+        pass
+
+
 @pytest.mark.parametrize(
     ("error", "reason"), [(Unfit("a reason"), "a reason"), (KeyError("x"), "the model cannot be computed so (KeyError: 'x')")]
 )
