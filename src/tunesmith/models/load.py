@@ -212,17 +212,29 @@ def _check_quantization(path: Path, quantization: Any) -> bool:
 
 
 def _settle(model: PreTrainedModel) -> None:
-    """Makes a quantised model compute the same before and after it was first evaluated.
+    """Makes a quantised model compute the same before and after it was first evaluated, or computed in bf16.
 
     On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first forward pass in eval mode: their scales are
-    rounded to bf16, and from then on no gradient passes through them. At 8 bits it logs one line for each layer and pass.
+    rounded to bf16, and from then on no gradient passes through them. It puts the bias of a layer into the type of what enters, for good.
+    At 8 bits it logs one line for each layer and pass.
     """
     if not getattr(model, "is_quantized", False):
         return
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        if isinstance(module, (Linear4bit, Linear8bitLt)) and module.bias is not None:
+            _keep_bias(module)
+
+
+def _keep_bias(module: Any) -> None:
+    """Gives the layer its own bias back after each pass."""
+    held: list[torch.Tensor] = []
+    module.register_forward_pre_hook(lambda layer, _: held.append(layer.bias.data))
+    module.register_forward_hook(lambda layer, *_: setattr(layer.bias, "data", held.pop()), always_call=True)
 
 
 def load_trained(path: Path, auto_model: str, quantization: Any = None, head: dict[str, Any] | None = None) -> PreTrainedModel:

@@ -29,7 +29,6 @@ NUM_ROWS = 64
 NUM_TOKEN_ROWS = 16
 NUM_POSITIONS = 16
 NUM_VECTOR_ROWS = 32
-ROWS_PER_BATCH = 8
 TOLERANCE = 1e-5
 """Largest difference allowed, times the largest logit if that is above 1: fp32 sums in another order, not another model."""
 
@@ -74,13 +73,22 @@ Probe = tuple["np.ndarray", dict[str, Any], list[Any], "torch.Tensor"]
 
 
 def _probe_texts(prepared: Prepared, encoded: Encoded) -> Probe:
-    """Texts of classification: their tokens, and logits [rows, outputs]."""
+    """Texts of classification: their tokens, and logits [rows, outputs], a row at a time: a base of 8 bits makes something else of a row
+    when there is padding, or another row, beside it."""
+    import torch
+
     indices = spread(len(encoded), NUM_ROWS)
     texts = encoded.sources(indices)
     section: Any = prepared.spec.task
-    request = {"texts": texts["text"], "pairs": texts.get("pair"), "max_length": section.max_length, "rows_per_batch": ROWS_PER_BATCH}
-    ids = [list(row) for row in encoded.dataset[[int(index) for index in indices]]["input_ids"]]
-    return indices, request, ids, _logits_in_memory(prepared, encoded, indices)
+    request = {"texts": texts["text"], "pairs": texts.get("pair"), "max_length": section.max_length}
+    columns = encoded.dataset[[int(index) for index in indices]]
+    names = [name for name in columns if name in prepared.tokenizer.model_input_names]
+    model, logits = prepared.model.eval(), []
+    for row in zip(*(columns[name] for name in names), strict=True):
+        inputs = {name: torch.tensor([values], device=model.device) for name, values in zip(names, row, strict=True)}
+        with torch.inference_mode():
+            logits.append(model(**inputs).logits.float().cpu())
+    return indices, request, [list(ids) for ids in columns["input_ids"]], torch.cat(logits)
 
 
 def _probe_vectors(prepared: Prepared, encoded: Encoded) -> Probe:
@@ -110,7 +118,6 @@ def vector_request(encoded: Encoded, task: Task, section: Any) -> dict[str, Any]
         "vectors_of": [sources[name][row] for row in range(len(indices)) for name in names],
         "ids": [[token for token, owner in zip(*row, strict=True) if owner == number] for row in rows for number in range(len(names))],
         "max_length": section.max_length,
-        "rows_per_batch": ROWS_PER_BATCH,
         "num_rows": len(indices),
     }
 
@@ -168,21 +175,6 @@ def token_request(encoded: Encoded, task: Task, section: Any, tokenizer: PreTrai
     ]
     read = [dict(zip(others, values, strict=True)) for values in zip(*(columns[name] for name in others), strict=True)] or [{}] * len(ids)
     return {"ids": ids, "others": read, "positions": [spread(len(row), NUM_POSITIONS).tolist() for row in ids], "sources": sources}
-
-
-def _logits_in_memory(prepared: Prepared, encoded: Encoded, indices: np.ndarray) -> torch.Tensor:
-    import torch
-
-    from tunesmith.data.collate import collate_rows
-
-    model, logits = prepared.model.eval(), []
-    for start in range(0, len(indices), ROWS_PER_BATCH):
-        part = indices[start : start + ROWS_PER_BATCH]
-        batch = collate_rows(encoded, part, prepared.task, prepared.spec.task, int(prepared.tokenizer.pad_token_id))
-        batch.pop("labels", None)
-        with torch.inference_mode():
-            logits.append(model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits.float().cpu())
-    return torch.cat(logits)
 
 
 def reload_model_in_fresh_process(folder: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

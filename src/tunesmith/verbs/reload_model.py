@@ -3,10 +3,10 @@
     python -I reload_model.py MODEL_FOLDER REQUEST.json TENSORS.safetensors
 
 The request holds the card's code, threads and whether the tokenizer may run code of its own; for texts: texts, pairs (or null),
-max_length and rows_per_batch; for token ids: ids, others (what else the model reads), positions whose logits are wanted, for each row
+and max_length; for token ids: ids, others (what else the model reads), positions whose logits are wanted, for each row
 its source (or null) of which the tokenizer should make those ids, and perhaps `hidden`, to have the hidden states there as well; for
-an encoder-decoder also the ids of targets, which positions then count, and max_source_length; for vectors: vectors_of (texts),
-max_length and rows_per_batch.
+an encoder-decoder also the ids of targets, which positions then count, and max_source_length; for vectors: vectors_of (texts) and
+max_length.
 """
 
 import json
@@ -44,16 +44,14 @@ def compute_rows(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple[l
     import torch
 
     ids, logits = [], []
-    size = request["rows_per_batch"]
-    for start in range(0, len(request["texts"]), size):
-        texts = request["texts"][start : start + size]
-        pairs = request["pairs"][start : start + size] if request["pairs"] else None
-        batch = tokenizer(texts, pairs, truncation=True, max_length=request["max_length"], padding=True, return_tensors="pt")
+    for index, text in enumerate(request["texts"]):
+        pair = request["pairs"][index] if request["pairs"] else None
+        inputs = tokenizer(text, pair, truncation=True, max_length=request["max_length"], return_tensors="pt")
         if not request["pairs"]:
-            batch.pop("token_type_ids", None)
-        ids += [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+            inputs.pop("token_type_ids", None)
+        ids.append(inputs["input_ids"][0].tolist())
         with torch.inference_mode():
-            logits.append(model(**batch).logits.float())
+            logits.append(model(**inputs).logits.float())
     return ids, {"logits": torch.cat(logits)}
 
 
@@ -61,7 +59,7 @@ def compute_vectors(model: Any, tokenizer: Any, request: dict[str, Any]) -> tupl
     """Token ids of texts, and what the model's `encode` makes of these: vectors [texts, dimensions]."""
     texts = request["vectors_of"]
     ids = [tokenizer(text, truncation=True, max_length=request["max_length"])["input_ids"] for text in texts]
-    vectors = model.encode(texts, batch_size=request["rows_per_batch"], convert_to_tensor=True, show_progress_bar=False)
+    vectors = model.encode(texts, batch_size=1, convert_to_tensor=True, show_progress_bar=False)
     return ids, {"logits": vectors.float().cpu().contiguous()}
 
 

@@ -98,14 +98,22 @@ def test_adapters_merge_into_the_whole_base_and_not_into_the_quantised(language_
     near(logits(QLORA.merge(load(base).model, tmp_path / "saved")), logits(whole))
 
 
+@BITS
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_a_classifier_keeps_its_head_whole(kind: str, tmp_path: Path) -> None:
+def test_a_classifier_keeps_its_head_and_biases_whole(kind: str, bits: int, tmp_path: Path) -> None:
     base = tiny_models.save_tiny(kind, tmp_path / "base")
     task = TextClassificationSpec(problem_type="single_label_classification", labels=["bad", "good", "fair"], label_separator="none")
-    quantization = QLORA.quantization(QLoraSpec(rank=2))
+    quantization = QLORA.quantization(QLoraSpec(rank=2, bits=bits))
+    plain = transformers.AutoModel.from_pretrained(base)
+    for name, parameter in plain.named_parameters():
+        if name.endswith("dense.bias"):
+            torch.nn.init.constant_(parameter, 0.1)  # which bf16 does not have
+    plain.save_pretrained(base)
     loaded = load_model(base, TEXT_CLASSIFICATION, TEXT_CLASSIFICATION.head(task), 0, quantization)
-    model = QLORA.attach(resolved(QLORA, loaded.model, rank=2), loaded, "SEQ_CLS")
+    model = QLORA.attach(resolved(QLORA, loaded.model, rank=2, bits=bits), loaded, "SEQ_CLS")
     disturb(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits(model)  # as in training
     expected = logits(model)
     save_model(model, load_tokenizer(base), QLORA, tmp_path / "saved", base, "a card")
     again = load_trained(tmp_path / "saved", "AutoModelForSequenceClassification", quantization)
