@@ -220,7 +220,7 @@ def _settle(model: PreTrainedModel) -> None:
     """
     if not getattr(model, "is_quantized", False):
         return
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for module in model.modules():
