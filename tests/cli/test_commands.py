@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,22 @@ def test_predict_from_everywhere(
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == whole
     with (tmp_path / "out.csv").open(newline="") as file:
         assert [row["label"] for row in csv.DictReader(file)] == [row["label"] for row in whole]
+
+
+def test_rows_may_be_called_what_they_are_where_the_run_had_another_name(
+    trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    resolved = (run / "resolved.yaml").read_text()
+    assert "text: text" in resolved
+    (run / "resolved.yaml").write_text(resolved.replace("text: text", "text: review"))  # as a file without a header has column_1
+    predicted = _json(capsys, "predict", str(run), str(data))["predictions"]
+    assert len(predicted) == 120
+    assert _json(capsys, "evaluate", str(run), "--data", str(data))["num_rows"] == 120
+    (tmp_path / "other.jsonl").write_text(json.dumps({"body": "the great film"}) + "\n")
+    assert main(["predict", str(run), str(tmp_path / "other.jsonl")]) == 2
+    assert "review" in capsys.readouterr().err
 
 
 def test_interrupted_predictions_go_on(

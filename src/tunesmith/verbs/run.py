@@ -245,7 +245,9 @@ class Run:
             chosen, _ = decide_columns(opened, spec.model_copy(update={"columns": "auto"}), task.roles)
         else:
             used = [role for role in task.roles if role.name in columns and (role.kind != "name" or columns[role.name] in opened.names)]
-            columns = {role.name: columns[role.name] for role in used}
+            # what has the run's name for it, or else is called what it is
+            names = [(role.name, columns[role.name]) for role in used]
+            columns = {role: column if column in opened.names or role not in opened.names else role for role, column in names}
             chosen, _ = decide_columns(opened, spec.model_copy(update={"columns": columns}), used)
         findings = Findings()
         rows = read_split("train", opened.origins["train"], chosen, task, self.spec.task, work, findings)
