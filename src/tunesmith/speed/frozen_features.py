@@ -21,6 +21,7 @@ from tunesmith.runs.environment import total_memory_bytes
 from tunesmith.speed.end_to_end import LAYOUTS, Layout
 from tunesmith.speed.facts import Facts, Unfit
 from tunesmith.speed.instances import override
+from tunesmith.speed.linear import STACKS
 from tunesmith.speed.varlen import is_native_throughout
 
 MOST_MEMORY = 0.25
@@ -51,7 +52,8 @@ def why_not(facts: Facts) -> str | None:
 
 def feature_bytes(facts: Facts) -> int:
     """Memory of the features of all training rows."""
-    return facts.num_tokens * int(facts.model.config.get_text_config().hidden_size) * BYTES
+    width = getattr(facts.model.config.get_text_config(), "hidden_size", None) or facts.model.get_input_embeddings().weight.shape[1]
+    return facts.num_tokens * int(width) * BYTES
 
 
 def apply(facts: Facts) -> Callable[[], None]:
@@ -61,6 +63,8 @@ def apply(facts: Facts) -> Callable[[], None]:
     if blocks[0] not in LAYOUTS:
         raise Unfit("the tokens do not lie end to end")
     layers = [module for block in blocks for module in block.modules() if isinstance(module, torch.nn.Linear)]
+    if not layers or facts.model not in STACKS:
+        raise Unfit("products are torch's without `linear`")
     if any(layer.in_features <= SHALLOW for layer in layers):
         raise Unfit(f"layers that read {SHALLOW} numbers or fewer are computed by torch")
     config = facts.model.config.get_text_config()
