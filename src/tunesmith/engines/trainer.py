@@ -348,26 +348,21 @@ def _nothing_old_collected() -> Iterator[None]:
 
 @contextmanager
 def _nothing_walked(model: torch.nn.Module) -> Iterator[None]:
-    """Keeps each step from walking through all modules, to set a mode that they have and to find gradients, and from looking among the
-    installed packages for an optimizer."""
+    """Keeps each step from walking through all modules to find gradients, and from looking among the packages for an optimizer."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    plain = model.train
-
-    def train(mode: bool = True) -> torch.nn.Module:
-        return model if model.training == mode else plain(mode)
 
     def zero_grad(set_to_none: bool = True) -> None:
         for parameter in trained:
             parameter.grad = None
 
     is_lomo_available = accelerate.optimizer.is_lomo_available
-    model.train, model.zero_grad = train, zero_grad  # type: ignore[method-assign]
+    model.zero_grad = zero_grad  # type: ignore[method-assign]
     accelerate.optimizer.is_lomo_available = functools.cache(is_lomo_available)
     try:
         yield
     finally:
         accelerate.optimizer.is_lomo_available = is_lomo_available
-        del model.train, model.zero_grad
+        del model.zero_grad
 
 
 def time_steps(job: Job, steps: list[tuple[Step, np.ndarray]], advance: Callable[[], None]) -> list[float]:
