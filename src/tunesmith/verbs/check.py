@@ -167,7 +167,7 @@ def estimate(prepared: Prepared, progress: Progress) -> dict[str, Any]:
             with prepared.accelerated():
                 seconds = np.asarray(time_steps(build_job(prepared, directory), timed, activity.advance))
             measured = time.perf_counter() - started
-    # Where features are kept, the largest step has them from the second time on, the others from the third.
+    # Where features are kept, a step has them from its second time on; the largest came first.
     first = seconds[[*range(1, len(chosen)), 0]] if is_kept else seconds[1:]
     slope, fixed = _fit_line(sizes[chosen], first)
     later_slope, later_fixed = _fit_line(sizes[chosen], seconds[-len(chosen) :])
