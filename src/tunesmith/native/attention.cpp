@@ -45,6 +45,9 @@ struct Block {
     int64_t token = problem.start(sequence) + query, keys = problem.num_keys(sequence);
     int64_t first_key = std::max<int64_t>(query - problem.left, 0) / BLOCK * BLOCK;
     int64_t end_key = padded(std::min(query + rows + problem.right, keys));
+    int64_t computed_rows() const { return (rows + 7) / 8 * 8; }
+    // Of the keys from one on, those that may be seen, and one more where their number is odd.
+    int64_t computed_keys(int64_t key, int64_t count) const { return (std::min(keys - key, count) + 1) / 2 * 2; }
 };
 
 // The keys that a query sees: [begin, begin + count); none for a row of padding.
@@ -188,13 +191,13 @@ template <typename T, typename Op> struct Forward {
             const Block block{problem, sequence, head, query};
             const int64_t num_keys = block.end_key - block.first_key;
             rows_to_a(q.at(block.token, head), q.token_stride, block.rows, width, queries);
-            gemm({BLOCK, num_keys, padded_width, {depth, 1}, {1, depth}, {num_keys / 16, 1}, false}, queries,
+            gemm({block.computed_rows(), num_keys, padded_width, {depth, 1}, {1, depth}, {num_keys / 16, 1}, false}, queries,
                  keys + block.first_key * padded_width, scores, amx);
             float factors[BLOCK];
             softmax(block, scores, numerators, factors);
             for (int64_t row = 0; row < block.rows; ++row) factors[row] = (problem.dropout.threshold ? problem.dropout.scale : 1) / factors[row];
-            gemm({BLOCK, padded_width, num_keys, {num_keys / DEPTH<Op>, 1}, {padded_width / 16, 1}, {padded_width / 16, 1}, false}, numerators,
-                 values + block.first_key * padded_width, result, amx);
+            gemm({block.computed_rows(), padded_width, block.computed_keys(block.first_key, num_keys), {num_keys / DEPTH<Op>, 1},
+                  {padded_width / 16, 1}, {padded_width / 16, 1}, false}, numerators, values + block.first_key * padded_width, result, amx);
             store_rows(result, block.rows, width, factors, out.at(block.token, head), out.token_stride);
         }
     }
@@ -217,12 +220,14 @@ template <typename T, typename Op> struct Backward {
 
     // From scores and the gradients of probabilities to probabilities after dropout and gradients of scores, for keys [key, key + num_keys).
     void differentiate(const Block &block, int64_t key, int64_t num_keys, const float *deltas, const Chunk &chunk) const {
+#if WITH_AMX  // which multiplies whole tiles
         for (int64_t row = block.rows + block.rows % 2; row < BLOCK; row += 2)
             for (int64_t column = 0; column < num_keys; column += 16) {
                 const int64_t packed = (row / DEPTH<Op> * (num_keys / 16) + column / 16) * TILE<Op> + row % DEPTH<Op> * 16;
                 store_pair(chunk.kept_b + packed, f32x16{}, f32x16{});
                 store_pair(chunk.grads_b + packed, f32x16{}, f32x16{});
             }
+#endif
         for (int64_t row = 0; row < block.rows; row += 2) {
             const Span spans[2] = {{block, row}, {block, row + 1}};
             float maxima[2] = {}, factors[2] = {};
@@ -313,16 +318,17 @@ template <typename T, typename Op> struct Backward {
                 }
                 for (int64_t key = block.first_key; key < block.end_key; key += KEY_CHUNK) {
                     const int64_t num_keys = std::min(block.end_key - key, KEY_CHUNK);
-                    const Product scores = {BLOCK, num_keys, padded_width, {depth, 1}, {1, depth}, {num_keys / 16, 1}, false};
+                    const Product scores = {block.computed_rows(), num_keys, padded_width, {depth, 1}, {1, depth}, {num_keys / 16, 1}, false};
                     gemm(scores, queries + query * padded_width, keys_by_width + key * padded_width, chunk.scores, amx);
                     gemm(scores, upstream + query * padded_width, values_by_width + key * padded_width, chunk.grads, amx);
                     differentiate(block, key, num_keys, deltas, chunk);
-                    const Product across = {padded_width, num_keys, BLOCK, {1, padded_width / 16}, {num_keys / 16, 1}, {padded_length / 16, 1}, true};
+                    const Product across = {padded_width, num_keys, block.rows + block.rows % 2, {1, padded_width / 16}, {num_keys / 16, 1},
+                                            {padded_length / 16, 1}, true};
                     const int64_t corner = key / 16 * TILE<float>;
                     gemm(across, upstream_across + query * padded_width, chunk.kept_b, grad_values + corner, amx);
                     gemm(across, queries_across + query * padded_width, chunk.grads_b, grad_keys + corner, amx);
-                    gemm({BLOCK, padded_width, num_keys, {num_keys / DEPTH<Op>, 1}, {padded_width / 16, 1}, {padded_width / 16, 1},
-                          key > block.first_key}, chunk.grads_a, keys_by_token + key * padded_width, grad_queries, amx);
+                    gemm({block.computed_rows(), padded_width, block.computed_keys(key, num_keys), {num_keys / DEPTH<Op>, 1}, {padded_width / 16, 1},
+                          {padded_width / 16, 1}, key > block.first_key}, chunk.grads_a, keys_by_token + key * padded_width, grad_queries, amx);
                 }
                 store_rows(grad_queries, block.rows, width, factors, grad_q.at(block.token, head), grad_q.token_stride);
             }

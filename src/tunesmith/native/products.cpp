@@ -170,6 +170,7 @@ template <int DOWN, int ACROSS> INLINE void multiply(const Left &from, const bf1
             for (int j = 0; j < ACROSS; ++j) found[i][j] = resume ? _mm512_load_ps(to + 16 * i + 256 * j) : _mm512_setzero_ps();
         const bf16 *from_right = right;
         for (int64_t step = 0; step < steps; ++step, left += from.step * 2, from_right += STEP)
+#pragma GCC unroll 4  // the branch behind a loop of 16 is guessed wrong
             for (int pair = 0; pair < 16; ++pair) {
                 __m512bh columns[ACROSS];
                 for (int j = 0; j < ACROSS; ++j) columns[j] = (__m512bh)_mm512_load_ps(from_right + j * TILE<bf16> + 32 * pair);

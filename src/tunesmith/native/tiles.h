@@ -101,7 +101,7 @@ struct Layout {  // how many tiles further the next one lies
 };
 
 struct Product {
-    int64_t m, n, k;  // sizes of the product, multiples of 32
+    int64_t m, n, k;  // sizes of the product: n a multiple of 32, m of 8, k of 2; where m and k are no multiples of 32, the tiles are there anyway
     Layout a, b, c;   // A: m down, k across; B: k down, n across; C: m down, n across
     bool accumulate;
 };
@@ -116,15 +116,18 @@ template <typename Op, typename Multiply> INLINE void gemm_rows(const Product &p
             if (p.accumulate)
                 for (int i = 0; i < ROWS; ++i)
                     for (int j = 0; j < TILES; ++j) sums[i][j] = load_floats(corner + j * p.c.across * TILE<float> + 16 * i);
-            for (int64_t k = 0; k < p.k / DEPTH<Op>; ++k) {
+            constexpr int64_t K = DEPTH<Op> / 16;  // in a row of B
+            for (int64_t k = 0; k * DEPTH<Op> < p.k; ++k) {
                 const Op *left = a + (m / 16 * p.a.down + k * p.a.across) * TILE<Op> + m % 16 * DEPTH<Op>;
                 const Op *right = b + (k * p.b.down + n * p.b.across) * TILE<Op>;
-                for (int row = 0; row < 16; ++row) {
+                const int64_t rows_of_b = std::min<int64_t>(16, p.k / K - 16 * k);
+#pragma GCC unroll 4
+                for (int64_t row = 0; row < rows_of_b; ++row) {
                     f32x16 rows[TILES];
                     for (int j = 0; j < TILES; ++j) rows[j] = load_floats(reinterpret_cast<const float *>(right + j * p.b.across * TILE<Op> + row * DEPTH<Op>));
 #pragma GCC unroll 8
                     for (int i = 0; i < ROWS; ++i) {
-                        const float factor = load<float>(left + i * DEPTH<Op> + row * (DEPTH<Op> / 16));
+                        const float factor = load<float>(left + i * DEPTH<Op> + row * K);
 #pragma GCC unroll 2
                         for (int j = 0; j < TILES; ++j) multiply(sums[i][j], factor, rows[j]);
                     }
@@ -146,7 +149,7 @@ inline void gemm(const Product &p, const bf16 *a, const bf16 *b, float *c, bool 
     if (amx) {
         written(a);
         written(b);
-        for (int64_t m = 0; m < p.m / 16; m += 2)
+        for (int64_t m = 0; 16 * m < p.m; m += 2)
             for (int64_t n = 0; n < p.n / 16; n += 2) {
                 float *corner = c + (m * p.c.down + n * p.c.across) * TILE<float>, *below = corner + p.c.down * TILE<float>;
                 const int64_t beside = p.c.across * TILE<float>;
@@ -162,7 +165,7 @@ inline void gemm(const Product &p, const bf16 *a, const bf16 *b, float *c, bool 
                     _tile_zero(2);
                     _tile_zero(3);
                 }
-                for (int64_t k = 0; k < p.k / 32; ++k) {
+                for (int64_t k = 0; 32 * k < p.k; ++k) {
                     _tile_loadd(4, left, 64);
                     _tile_loadd(5, left + p.a.down * TILE<bf16>, 64);
                     _tile_loadd(6, right, 64);
