@@ -1,7 +1,8 @@
-"""Only the rows of the embedding matrix that the data reads are trained.
+"""Only the rows of the embedding matrix that the data reads are in memory, and trained.
 
 The others would have no gradient, and AdamW without decay leaves them as they are: gradients, moments and their passes over memory are
-those of the rows in use, and the result is the same. What is saved and loaded is the whole matrix.
+those of the rows in use, and the result is the same. What is saved and loaded is the whole matrix; until then it stays in the model's file,
+if it came from there.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.autograd.function import once_differentiable
 
+from tunesmith.models.mapped import give_back
 from tunesmith.registry import Acceleration
-from tunesmith.speed.facts import Facts
+from tunesmith.speed.facts import Facts, Unfit
 from tunesmith.speed.instances import override
 
 MOST_USED = 0.8
@@ -22,16 +24,16 @@ MOST_USED = 0.8
 
 
 def why_not(facts: Facts) -> str | None:
-    """The matrix is not trained, is also the head's, decays, or is used nearly whole."""
+    """Nothing is trained, or the matrix is also the head's, decays, or is used nearly whole."""
+    if not facts.training:
+        return "nothing is trained"
     module = facts.model.get_input_embeddings()
     head = facts.model.get_output_embeddings()
-    if not facts.training or not module.weight.requires_grad:
-        return "the embeddings are not trained"
     if head is not None and head.weight is module.weight:
         return "the head is the embedding matrix, and reads every row"
     if sum(getattr(other, "weight", None) is module.weight for other in facts.model.modules()) > 1:
         return "several modules hold the embedding matrix"
-    if facts.weight_decay:
+    if facts.weight_decay and module.weight.requires_grad:
         return "weight decay moves every row"
     if type(module) is not torch.nn.Embedding or module.max_norm is not None or module.sparse or module.scale_grad_by_freq:
         return "the embeddings are of another kind"
@@ -44,54 +46,78 @@ def why_not(facts: Facts) -> str | None:
 def apply(facts: Facts) -> Callable[[], None]:
     """A matrix of the rows in use in the place of the whole one."""
     module = facts.model.get_input_embeddings()
-    whole: torch.Tensor = module.weight
-    used = _rows_in_use(facts, module)
-    place = torch.full((module.num_embeddings,), -1)
-    place[used] = torch.arange(len(used))
-    rows = torch.nn.Parameter(whole.detach()[used])
-    padding = None if module.padding_idx is None else int(place[module.padding_idx])
-    synced = rows._version
-    gradient = _Gradient(rows, padding)
-
-    def sync() -> torch.Tensor:
-        nonlocal synced
-        if synced != rows._version:
-            with torch.no_grad():
-                whole[used] = rows
-            synced = rows._version
-        return whole.detach()
-
-    def forward(input: torch.Tensor) -> torch.Tensor:
-        if not module.training:
-            return F.embedding(input, sync(), module.padding_idx)
-        places = place[input]
-        assert int(places.min()) >= 0, "a token that no training row has"
-        if torch.distributed.is_available() and torch.distributed.is_initialized():  # what adds gradients up wants to be handed them
-            return F.embedding(places, rows, padding)
-        return _Embedding.apply(rows, places, gradient)  # type: ignore[no-any-return, no-untyped-call]
-
-    def save(_: Any, state: dict[str, torch.Tensor], prefix: str, metadata: Any) -> None:
-        state[f"{prefix}weight"] = sync()
-
-    def load(_: Any, state: dict[str, torch.Tensor], prefix: str, *others: Any) -> None:
-        found = state.get(f"{prefix}weight")
-        if found is not None and found.shape == whole.shape:
-            with torch.no_grad():
-                whole.copy_(found)
-            state[f"{prefix}weight"] = found[used]
-
-    module.weight = rows
-    handles = [module.register_state_dict_post_hook(save), module.register_load_state_dict_pre_hook(load)]
-    undo_forward = override({module: forward})
+    in_use = _InUse(module, _rows_in_use(facts, module))
+    if not in_use.rows.requires_grad:
+        if not in_use.is_given_back:
+            raise Unfit("the embeddings are frozen, and not as their file has them: they are in memory anyway")
+        return override({module: in_use.read})
+    module.weight = in_use.rows
+    handles = [  # torch marks the functions that it is given, which methods cannot be
+        module.register_state_dict_post_hook(lambda *given: in_use.save(*given)),
+        module.register_load_state_dict_pre_hook(lambda *given: in_use.load(*given)),
+    ]
+    undo_forward = override({module: in_use.forward})
 
     def undo() -> None:
-        sync()
+        module.weight = in_use.sync()
         undo_forward()
         for handle in handles:
             handle.remove()
-        module.weight = whole
 
     return undo
+
+
+class _InUse:
+    """The rows in use, and the whole matrix."""
+
+    def __init__(self, module: Any, used: torch.Tensor) -> None:
+        self.module, self.used, self.whole = module, used, module.weight
+        self.place = torch.full((module.num_embeddings,), -1)
+        """Of each token among the rows in use, or -1."""
+        self.place[used] = torch.arange(len(used))
+        self.rows = torch.nn.Parameter(self.whole.detach()[used], requires_grad=self.whole.requires_grad)
+        self.is_given_back = give_back(self.whole)
+        self.padding = None if module.padding_idx is None else int(self.place[module.padding_idx])
+        self.gradient = _Gradient(self.rows, self.padding)
+        self.synced = self.rows._version
+
+    def read(self, input: torch.Tensor) -> torch.Tensor:
+        """The vectors of any tokens; those that no training row has are read from the whole matrix."""
+        places = self.place[input]
+        found, others = F.embedding(places.clamp_min(0), self.rows), places < 0
+        if others.any():
+            found[others] = self.whole.detach()[input[others]]
+        return found
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """In the place of the module's, where the rows are trained."""
+        if not self.module.training:
+            return self.read(input)
+        places = self.place[input]
+        assert int(places.min()) >= 0, "a token that no training row has"
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # what adds gradients up wants to be handed them
+            return F.embedding(places, self.rows, self.padding)
+        return _Embedding.apply(self.rows, places, self.gradient)  # type: ignore[no-any-return, no-untyped-call]
+
+    def sync(self) -> torch.nn.Parameter:
+        """The whole matrix, with what the rows have become."""
+        if self.synced != self.rows._version:
+            with torch.no_grad():
+                self.whole[self.used] = self.rows
+            self.synced = self.rows._version
+        return self.whole  # type: ignore[no-any-return]
+
+    def save(self, _: Any, state: dict[str, torch.Tensor], prefix: str, metadata: Any) -> None:
+        """Puts the whole matrix into a state dict."""
+        state[f"{prefix}weight"] = self.sync().detach()
+
+    def load(self, _: Any, state: dict[str, torch.Tensor], prefix: str, *others: Any) -> None:
+        """Takes the whole matrix from a state dict, and leaves the rows in it."""
+        found = state.get(f"{prefix}weight")
+        if found is not None and found.shape == self.whole.shape:
+            with torch.no_grad():
+                self.whole.copy_(found)
+            state[f"{prefix}weight"] = found[self.used]
 
 
 class _Gradient:
@@ -143,5 +169,5 @@ def _rows_in_use(facts: Facts, module: torch.nn.Embedding) -> torch.Tensor:
 
 
 EMBEDDING_ROWS = Acceleration(
-    name="embedding_rows", summary="only the embedding rows that the data reads are trained", why_not=why_not, apply=apply
+    name="embedding_rows", summary="only the embedding rows that the data reads are in memory, and trained", why_not=why_not, apply=apply
 )
