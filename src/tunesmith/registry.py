@@ -309,6 +309,7 @@ ACCELERATIONS: Registry[Acceleration] = Registry(
         "norm": "tunesmith.speed.norm:NORM",
         "activation": "tunesmith.speed.activation:ACTIVATION",
         "rotary": "tunesmith.speed.rotary:ROTARY",
+        "encoder_blocks": "tunesmith.speed.encoder_blocks:ENCODER_BLOCKS",
         "embedding_rows": "tunesmith.speed.embedding_rows:EMBEDDING_ROWS",
         "optimizer": "tunesmith.speed.optimizer:OPTIMIZER",
         "frozen_weights": "tunesmith.speed.frozen_weights:FROZEN_WEIGHTS",

@@ -21,7 +21,7 @@ import accelerate.optimizer
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from tunesmith.data.plan import Step
@@ -37,6 +37,8 @@ from tunesmith.runs.environment import peak_memory_bytes, total_memory_bytes
 from tunesmith.runs.secrets import redact
 from tunesmith.speed.optimizer import AdamW
 
+PLAIN_TRAIN = (torch.nn.Module.train, PreTrainedModel.train)
+"""What sets the mode of a module and of those in it, and, without `use_kernels`, nothing else."""
 MOST_MEMORY = 0.8
 """Share of the machine's memory beyond which no copy of the optimizer is made for a checkpoint."""
 
@@ -67,7 +69,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         """Upstream's, with its groups of parameters; AdamW as the acceleration of that name has it."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if "optimizer" in self.job.accelerations and not isinstance(optimizer, AdamW):
-            self.optimizer = optimizer = adamw = AdamW(optimizer.param_groups)
+            self.optimizer = optimizer = adamw = AdamW(optimizer.param_groups, self.model)
             clip: Callable[..., torch.Tensor] = lambda parameters, max_norm, norm_type=2: adamw.clip(max_norm)  # noqa: E731
         else:
             clip = type(self.accelerator).clip_grad_norm_.__get__(self.accelerator)
@@ -210,7 +212,9 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         raise RunError("run.non_finite", f"{problem} at step {number}", where=f"step {number}", found=found, fix=fix)
 
     def _note_new_weights(self) -> None:
-        """Marks the trained weights as changed, whatever optimizer did it: accelerations keep copies of them."""
+        """Marks the trained weights as changed, whatever optimizer did it: accelerations keep copies of them. Their AdamW writes these."""
+        if "optimizer" in self.job.accelerations:
+            return
         torch.autograd.graph.increment_version([parameter for group in self.optimizer.param_groups for parameter in group["params"]])
 
     def _refuse_idle(self, model: Any) -> None:
@@ -348,8 +352,16 @@ def _nothing_old_collected() -> Iterator[None]:
 
 @contextmanager
 def _nothing_walked(model: torch.nn.Module) -> Iterator[None]:
-    """Keeps each step from walking through all modules to find gradients, and from looking among the packages for an optimizer."""
+    """Keeps each step from walking through all modules to find gradients and to set the mode of each, and from looking among the packages
+    for an optimizer."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    modules = list(model.modules())
+
+    def train(mode: bool = True) -> torch.nn.Module:
+        for module in modules:
+            if module.training is not mode:
+                module.training = mode
+        return model
 
     def zero_grad(set_to_none: bool = True) -> None:
         for parameter in trained:
@@ -357,12 +369,15 @@ def _nothing_walked(model: torch.nn.Module) -> Iterator[None]:
 
     is_lomo_available = accelerate.optimizer.is_lomo_available
     model.zero_grad = zero_grad  # type: ignore[method-assign]
+    if all(type(module).train in PLAIN_TRAIN for module in modules) and not getattr(model, "use_kernels", False):
+        model.train = train  # type: ignore[method-assign]
     accelerate.optimizer.is_lomo_available = functools.cache(is_lomo_available)
     try:
         yield
     finally:
         accelerate.optimizer.is_lomo_available = is_lomo_available
         del model.zero_grad
+        vars(model).pop("train", None)
 
 
 def time_steps(job: Job, steps: list[tuple[Step, np.ndarray]], advance: Callable[[], None]) -> list[float]:

@@ -48,7 +48,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
 
 def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     """GELU, exact or (`tanh`) approximated; backward computes it again from x."""
-    return _Activation.apply(x, _gelu_name(approximate))  # type: ignore[no-any-return, no-untyped-call]
+    return _Activation.apply(x, gelu_name(approximate))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 def gelu_mul(gate: torch.Tensor, up: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     """`gelu(gate) * up`; their rows may lie apart, as those of two halves of one product do."""
-    return _Gated.apply(gate, up, _gelu_name(approximate))  # type: ignore[no-any-return, no-untyped-call]
+    return _Gated.apply(gate, up, gelu_name(approximate))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def rotary(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,6 +74,7 @@ def adamw_step(
     grads: Sequence[torch.Tensor],
     exp_avgs: Sequence[torch.Tensor],
     exp_avg_sqs: Sequence[torch.Tensor],
+    copies: Sequence[torch.Tensor | None] | None = None,
     *,
     lr: float,
     betas: tuple[float, float],
@@ -82,12 +83,21 @@ def adamw_step(
     step: int,
     grad_scale: float = 1.0,
 ) -> None:
-    """One step of torch.optim.AdamW in place, over fp32 tensors with gradients times `grad_scale`; `step` counts from 1."""
+    """One step of torch.optim.AdamW in place, over fp32 tensors with gradients times `grad_scale`; `step` counts from 1.
+
+    `copies` are bf16, and become the parameters, rounded.
+    """
     sizes = [param.numel() for param in params]
     for tensors in (params, grads, exp_avgs, exp_avg_sqs):
         _check_all(tensors, sizes, torch.float32)
     pointers = [_pointers(tensors) for tensors in (params, grads, exp_avgs, exp_avg_sqs)]
     numbers = (float(lr), float(betas[0]), float(betas[1]), float(eps), float(weight_decay), int(step), float(grad_scale))
+    copies = [None] * len(params) if copies is None else copies
+    assert all(
+        copy is None or (copy.dtype, copy.numel(), copy.is_contiguous()) == (torch.bfloat16, size, True)
+        for copy, size in zip(copies, sizes, strict=True)
+    )
+    pointers.append(torch.tensor([0 if copy is None else copy.data_ptr() for copy in copies], dtype=torch.int64))
     call("adamw_step", *pointers, torch.tensor(sizes, dtype=torch.int64), len(sizes), *numbers)
     increment_version([*params, *exp_avgs, *exp_avg_sqs])
 
@@ -137,41 +147,80 @@ class _LayerNorm(torch.autograd.Function):
         p: float,
         seed: int,
     ) -> Any:
-        dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-        ctx.dtypes = x.dtype, None if residual is None else residual.dtype, dtype
-        if residual is not None:
-            assert residual.shape == x.shape
-            residual = residual.to(dtype)
-            _check(residual)
-        _check(x)
-        rows, width = _rows(x, weight, bias)
-        total = x if residual is None else torch.empty(x.shape, dtype=dtype)
-        out = torch.empty(x.shape, dtype=dtype)
-        mean, rstd = torch.empty(rows), torch.empty(rows)
-        kernel = f"layer_norm_{NAMES[x.dtype]}_{NAMES[dtype]}"
-        call(kernel, x, residual, weight.float(), bias.float(), total, out, mean, rstd, rows, width, eps, p, seed)
+        out, total, mean, rstd = normalise(x, residual, weight, bias, eps, p, seed)
         ctx.save_for_backward(total, weight, mean, rstd)
-        ctx.draw = p, seed
+        ctx.dtypes, ctx.draw = (x.dtype, None if residual is None else residual.dtype), (p, seed)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         total, weight, mean, rstd = ctx.saved_tensors
-        x_dtype, residual_dtype, dtype = ctx.dtypes
-        dropped = residual_dtype is not None and ctx.needs_input_grad[0]
-        grad_total = torch.empty_like(total)
-        grad_x = torch.empty(total.shape, dtype=x_dtype) if dropped else None
-        grad_weight, grad_bias = torch.zeros(weight.shape), torch.zeros(weight.shape)
-        call(
-            f"layer_norm_backward_{NAMES[x_dtype]}_{NAMES[dtype]}",
-            *(total, weight.float(), mean, rstd, grad.contiguous()),
-            *(grad_total, grad_x, grad_weight, grad_bias, len(mean), len(weight), *ctx.draw),
-        )
+        x_dtype, residual_dtype = ctx.dtypes
+        dropped = x_dtype if residual_dtype is not None and ctx.needs_input_grad[0] else None
+        grad_total, grad_x, *of_parameters = normalise_backward(grad, total, weight, mean, rstd, dropped, *ctx.draw)
         if residual_dtype is None:
             grad_x = grad_total
         grad_residual = grad_total.to(residual_dtype) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_residual, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None, None
+        return grad_x, grad_residual, *of_parameters, None, None, None
+
+
+def normalise(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    p: float,
+    seed: int,
+    rounded: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(`dropout_add_layer_norm`, or `layer_norm` without a residual; what is normalised, its means and 1 / its deviations).
+
+    `rounded` is filled with the first in bf16.
+    """
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    if residual is not None:
+        assert residual.shape == x.shape
+        residual = residual.to(dtype)
+        _check(residual)
+    _check(x)
+    rows, width = _rows(x, weight, bias)
+    total = x if residual is None else torch.empty(x.shape, dtype=dtype)
+    out = torch.empty(x.shape, dtype=dtype)
+    mean, rstd = torch.empty(rows), torch.empty(rows)
+    kernel = f"layer_norm_{NAMES[x.dtype]}_{NAMES[dtype]}"
+    call(kernel, x, residual, weight.float(), bias.float(), total, out, rounded, mean, rstd, rows, width, eps, p, seed)
+    return out, total, mean, rstd
+
+
+def normalise_backward(
+    grad: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    x_dtype: torch.dtype | None,
+    p: float,
+    seed: int,
+    more: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """The gradients of what is normalised, of what was dropped from before (None without `x_dtype`), of weight and of bias.
+
+    The gradient of the result is `grad`, or its sum with `more` [rows, width], whose rows may lie apart.
+    """
+    if more is not None and more.dtype != torch.bfloat16:
+        grad, more = grad + more, None
+    assert more is None or (more.shape == grad.shape and more.stride(1) == 1), (more.shape, more.stride())
+    grad_total = torch.empty_like(total)
+    grad_x = None if x_dtype is None else torch.empty(total.shape, dtype=x_dtype)
+    grad_weight, grad_bias = torch.zeros(weight.shape), torch.zeros(weight.shape)
+    call(
+        f"layer_norm_backward_{NAMES[x_dtype or total.dtype]}_{NAMES[total.dtype]}",
+        *(total, weight.float(), mean, rstd, grad.contiguous(), more, 0 if more is None else more.stride(0)),
+        *(grad_total, grad_x, grad_weight, grad_bias, len(mean), len(weight), p, seed),
+    )
+    return grad_total, grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -200,20 +249,29 @@ class _RMSNorm(torch.autograd.Function):
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, kernel: str) -> torch.Tensor:
-        _check(x)
-        out = torch.empty_like(x)
-        call(f"{kernel}_{NAMES[x.dtype]}", x, out, x.numel())
         ctx.save_for_backward(x)
         ctx.kernel = kernel
-        return out
+        return activate(x, kernel)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
-        call(f"backward_{ctx.kernel}_{NAMES[x.dtype]}", x, grad.contiguous(), grad_x, x.numel())
-        return grad_x, None
+        return activate_backward(ctx.saved_tensors[0], grad, ctx.kernel), None
+
+
+def activate(x: torch.Tensor, kernel: str) -> torch.Tensor:
+    """What an activation of one input, as `gelu_name` names it, makes of x."""
+    _check(x)
+    out = torch.empty_like(x)
+    call(f"{kernel}_{NAMES[x.dtype]}", x, out, x.numel())
+    return out
+
+
+def activate_backward(x: torch.Tensor, grad: torch.Tensor, kernel: str) -> torch.Tensor:
+    """The gradient of x."""
+    grad_x = torch.empty_like(x)
+    call(f"backward_{kernel}_{NAMES[x.dtype]}", x, grad.contiguous(), grad_x, x.numel())
+    return grad_x
 
 
 class _Gated(torch.autograd.Function):
@@ -270,7 +328,8 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, back: bool) 
     return out.transpose(1, 2)
 
 
-def _gelu_name(approximate: str) -> str:
+def gelu_name(approximate: str) -> str:
+    """What the kernel is called of a GELU that is exact (`none`) or approximated (`tanh`)."""
     return {"none": "gelu", "tanh": "gelu_tanh"}[approximate]
 
 

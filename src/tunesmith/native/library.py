@@ -10,9 +10,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.cache import cached_folder, key_of
 
@@ -47,17 +48,21 @@ def why_not_native() -> str | None:
 
 def call(kernel: str, *arguments: torch.Tensor | int | float | None) -> None:
     """Calls a kernel: tensors as pointers to their first element, ints as int64_t, floats as double, None as a null pointer."""
+    function = _FUNCTIONS.get(kernel) or _declare(kernel, arguments)
+    function(*[value if value is None or type(value) in _C_TYPES else value.data_ptr() for value in arguments])  # type: ignore[union-attr]
+
+
+_C_TYPES: dict[type, type[ctypes._SimpleCData[Any]]] = {int: ctypes.c_int64, bool: ctypes.c_int64, float: ctypes.c_double}
+_FUNCTIONS: dict[str, Callable[..., None]] = {}
+
+
+def _declare(kernel: str, arguments: Sequence[Any]) -> Callable[..., None]:
     native = library()
     assert native is not None, f"{kernel}: {why_not_native()}"
-    getattr(native, kernel)(*map(_c_value, arguments))
-
-
-def _c_value(value: torch.Tensor | int | float | None) -> ctypes._SimpleCData:  # type: ignore[type-arg]
-    if isinstance(value, int):
-        return ctypes.c_int64(value)
-    if isinstance(value, float):
-        return ctypes.c_double(value)
-    return ctypes.c_void_p(None if value is None else value.data_ptr())
+    function = getattr(native, kernel)
+    function.argtypes, function.restype = [_C_TYPES.get(type(value), ctypes.c_void_p) for value in arguments], None
+    _FUNCTIONS[kernel] = function
+    return function  # type: ignore[no-any-return]
 
 
 @functools.cache

@@ -25,10 +25,10 @@ template <typename Body> static void with_sums(int64_t rows, int64_t width, floa
 
 // ---- LayerNorm ----
 
-// Normalises a row of `sum`.
+// Normalises a row of `sum`, also into `rounded` if that is not null.
 template <typename T>
-static INLINE void normalise(const T *sum, const float *weight, const float *bias, T *y, float *mean, float *rstd, int64_t width,
-                             float eps) {
+static INLINE void normalise(const T *sum, const float *weight, const float *bias, T *y, bf16 *rounded, float *mean, float *rstd,
+                             int64_t width, float eps) {
     float total = 0, squares = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < width; ++i) total += to_float(sum[i]);
@@ -40,11 +40,15 @@ static INLINE void normalise(const T *sum, const float *weight, const float *bia
     *rstd = r;
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) y[i] = from_float<T>((to_float(sum[i]) - m) * r * weight[i] + bias[i]);
+    if (rounded) {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) rounded[i] = from_float<bf16>(to_float(y[i]));
+    }
 }
 
 template <typename In, typename T>
-static void layer_norm(const In *x, const T *residual, const float *weight, const float *bias, T *sum, T *y, float *mean, float *rstd,
-                       int64_t rows, int64_t width, float eps, const Dropout dropout) {
+static void layer_norm(const In *x, const T *residual, const float *weight, const float *bias, T *sum, T *y, bf16 *rounded, float *mean,
+                       float *rstd, int64_t rows, int64_t width, float eps, const Dropout dropout) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             const int64_t first = row * width;
@@ -59,7 +63,7 @@ static void layer_norm(const In *x, const T *residual, const float *weight, cons
                 });
             else
                 source = reinterpret_cast<const T *>(x) + first;  // the caller's In is T
-            normalise(source, weight, bias, y + first, mean + row, rstd + row, width, eps);
+            normalise(source, weight, bias, y + first, rounded ? rounded + first : nullptr, mean + row, rstd + row, width, eps);
         }
     });
 }
@@ -87,11 +91,19 @@ static INLINE void normalise_backward(const T *sum, const float *weight, const T
 
 template <typename In, typename T>
 static void layer_norm_backward(const T *sum, const float *weight, const float *mean, const float *rstd, const T *grad,
-                                T *grad_sum, In *grad_x, float *grad_weight, float *grad_bias, int64_t rows,
-                                int64_t width, const Dropout dropout) {
+                                const bf16 *more, int64_t more_stride, T *grad_sum, In *grad_x, float *grad_weight, float *grad_bias,
+                                int64_t rows, int64_t width, const Dropout dropout) {
     with_sums(rows, width, {grad_weight, grad_bias}, [=](int64_t row, float *sums) {
         const int64_t first = row * width;
-        normalise_backward(sum + first, weight, grad + first, grad_sum + first, sums, width, mean[row], rstd[row]);
+        const T *slope = grad + first;
+        T *const to = grad_sum + first;
+        if (more) {
+            const bf16 *const other = more + row * more_stride;
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i) to[i] = from_float<T>(to_float(slope[i]) + to_float(other[i]));
+            slope = to;
+        }
+        normalise_backward(sum + first, weight, slope, to, sums, width, mean[row], rstd[row]);
         if (grad_x)
             with_uniforms(dropout, first, width, [=](int64_t at, int64_t elements, const uint16_t *uniforms) {
                 const T *from = grad_sum + first + at;
@@ -104,14 +116,16 @@ static void layer_norm_backward(const T *sum, const float *weight, const float *
 
 #define LAYER_NORM(NAME, IN, T)                                                                                                   \
     extern "C" void layer_norm_##NAME(const IN *x, const T *residual, const float *weight, const float *bias, T *sum, T *y,       \
-                                      float *mean, float *rstd, int64_t rows, int64_t width, double eps, double p, int64_t seed) { \
-        layer_norm(x, residual, weight, bias, sum, y, mean, rstd, rows, width, float(eps), Dropout(p, seed));                     \
+                                      bf16 *rounded, float *mean, float *rstd, int64_t rows, int64_t width, double eps, double p, \
+                                      int64_t seed) {                                                                             \
+        layer_norm(x, residual, weight, bias, sum, y, rounded, mean, rstd, rows, width, float(eps), Dropout(p, seed));            \
     }                                                                                                                             \
     extern "C" void layer_norm_backward_##NAME(const T *sum, const float *weight, const float *mean, const float *rstd,           \
-                                               const T *grad, T *grad_sum, IN *grad_x, float *grad_weight, float *grad_bias,      \
-                                               int64_t rows, int64_t width, double p, int64_t seed) {                             \
-        layer_norm_backward(sum, weight, mean, rstd, grad, grad_sum, grad_x, grad_weight, grad_bias, rows, width,                 \
-                            Dropout(p, seed));                                                                                    \
+                                               const T *grad, const bf16 *more, int64_t more_stride, T *grad_sum, IN *grad_x,     \
+                                               float *grad_weight, float *grad_bias, int64_t rows, int64_t width, double p,       \
+                                               int64_t seed) {                                                                    \
+        layer_norm_backward(sum, weight, mean, rstd, grad, more, more_stride, grad_sum, grad_x, grad_weight, grad_bias, rows,     \
+                            width, Dropout(p, seed));                                                                             \
     }
 LAYER_NORM(fp32_fp32, float, float)
 LAYER_NORM(bf16_fp32, bf16, float)

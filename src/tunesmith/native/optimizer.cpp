@@ -22,8 +22,9 @@ struct AdamW {
     float decay, rate1, beta2, rate2, eps, step_size, root_correction, grad_scale;
 };
 
-// torch.optim.AdamW's formulas in its order.
-static void adamw(float *param, const float *grad, float *exp_avg, float *exp_avg_sq, int64_t count, const AdamW a) {
+// torch.optim.AdamW's formulas in its order; `copy` is the parameter again, rounded.
+template <bool COPIES>
+static void adamw(float *param, const float *grad, float *exp_avg, float *exp_avg_sq, bf16 *copy, int64_t count, const AdamW a) {
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
         const float g = grad[i] * a.grad_scale;
@@ -31,18 +32,23 @@ static void adamw(float *param, const float *grad, float *exp_avg, float *exp_av
         const float v = exp_avg_sq[i] * a.beta2 + a.rate2 * g * g;
         exp_avg[i] = m;
         exp_avg_sq[i] = v;
-        param[i] = param[i] * a.decay - a.step_size * m / (std::sqrt(v) / a.root_correction + a.eps);
+        const float p = param[i] * a.decay - a.step_size * m / (std::sqrt(v) / a.root_correction + a.eps);
+        param[i] = p;
+        if (COPIES) copy[i] = from_float<bf16>(p);
     }
 }
 
+// A null pointer among `copies` is a parameter of which none is wanted.
 extern "C" void adamw_step(float *const *params, const float *const *grads, float *const *exp_avgs, float *const *exp_avg_sqs,
-                           const int64_t *sizes, int64_t tensors, double lr, double beta1, double beta2, double eps,
-                           double weight_decay, int64_t step, double grad_scale) {
+                           bf16 *const *copies, const int64_t *sizes, int64_t tensors, double lr, double beta1, double beta2,
+                           double eps, double weight_decay, int64_t step, double grad_scale) {
     const double correction1 = 1 - std::pow(beta1, double(step)), correction2 = 1 - std::pow(beta2, double(step));
     const AdamW a{float(1 - lr * weight_decay), float(1 - beta1),       float(beta2),                  float(1 - beta2), float(eps),
                   float(lr / correction1),      float(std::sqrt(correction2)), float(grad_scale)};
     over_tensors(sizes, tensors, 16384, [=](int64_t tensor, int64_t begin, int64_t end) {
-        adamw(params[tensor] + begin, grads[tensor] + begin, exp_avgs[tensor] + begin, exp_avg_sqs[tensor] + begin, end - begin, a);
+        const auto run = copies[tensor] ? adamw<true> : adamw<false>;
+        run(params[tensor] + begin, grads[tensor] + begin, exp_avgs[tensor] + begin, exp_avg_sqs[tensor] + begin, copies[tensor] + begin,
+            end - begin, a);
     });
 }
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-from collections.abc import Callable
 
 import torch
 
-from tunesmith.native.library import library, why_not_native
+from tunesmith.native.library import call, library
 
 
 @functools.cache
@@ -49,19 +47,8 @@ def product(
     assert out.stride(1) == 1 or n <= 1, out.stride()
     assert bias is None or bias.shape == (n,), bias
     values = None if bias is None else bias.float().contiguous()
-    pointers = a.data_ptr(), b.data_ptr(), out.data_ptr(), None if values is None else values.data_ptr()
-    _kernel()(*pointers, m, n, k, *_strides(a), *_strides(b), out.stride(0), out.dtype == torch.bfloat16, accumulate)
+    call("product", a, b, out, values, m, n, k, *_strides(a), *_strides(b), out.stride(0), out.dtype == torch.bfloat16, accumulate)
     return out
-
-
-@functools.cache
-def _kernel() -> Callable[..., None]:
-    """Called directly: the products of a step are so many that `call` would show."""
-    native = library()
-    assert native is not None, why_not_native()
-    native.product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 10
-    native.product.restype = None
-    return native.product
 
 
 def _strides(x: torch.Tensor) -> tuple[int, int]:

@@ -56,6 +56,8 @@ class Layout:
     """Whether the pass under way is one."""
     read: torch.Tensor | None = None
     """Which tokens the last block was given, [rows] places; None: all."""
+    given: torch.Tensor | None = None
+    """What the last block would have been given, [1, tokens, hidden], where it is given fewer tokens."""
     whole: list[torch.Tensor] = field(default_factory=list)
     """Keys and values [1, tokens, width] of the text that is attended to, where a block is given fewer tokens than that has."""
 

@@ -21,7 +21,7 @@ from tunesmith.runs.environment import total_memory_bytes
 from tunesmith.speed.end_to_end import LAYOUTS, Layout
 from tunesmith.speed.facts import Facts, Unfit
 from tunesmith.speed.instances import override
-from tunesmith.speed.linear import STACKS
+from tunesmith.speed.stacks import STACKS
 from tunesmith.speed.varlen import is_native_throughout
 
 MOST_MEMORY = 0.25

@@ -13,7 +13,7 @@ import torch
 from tunesmith.models.mapped import give_back
 from tunesmith.registry import Acceleration
 from tunesmith.speed.facts import Facts, Unfit
-from tunesmith.speed.linear import STACKS
+from tunesmith.speed.stacks import STACKS
 
 
 def why_not(facts: Facts) -> str | None:

@@ -34,15 +34,15 @@ def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
-def body_of(kind: type[Any]) -> str:
-    """The statements of a class's `forward`, without comments and layout; empty where there is no source."""
-    return _body_of(kind)  # type: ignore[arg-type]
+def body_of(kind: type[Any], method: str = "forward") -> str:
+    """The statements of a method of a class, without comments and layout; empty where there is no source."""
+    return _body_of(kind, method)  # type: ignore[arg-type]
 
 
 @functools.cache
-def _body_of(kind: Hashable) -> str:
+def _body_of(kind: Hashable, method: str) -> str:
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))  # type: ignore[attr-defined]
+        tree = ast.parse(textwrap.dedent(inspect.getsource(getattr(kind, method))))
     except (AttributeError, OSError, TypeError, SyntaxError):
         return ""
     function = tree.body[0]

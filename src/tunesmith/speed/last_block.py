@@ -76,8 +76,6 @@ class _LastBlock:
         if len(parents) != 1:
             raise Unfit("its keys and values are not made by layers of their own")
         self.projections = [getattr(parents[0][0], name) for name in parents[0][1]]
-        self.whole: torch.Tensor | None = None
-        """What the block would have been given, while a pass goes through it."""
 
     def watch(self) -> Callable[[], None]:
         """Hangs the hooks; returns what takes them away."""
@@ -103,19 +101,19 @@ class _LastBlock:
         if not self.layout.laid_out or self.layout.index is None:
             return None
         assert self.layout.boundaries is not None
-        self.whole, *others = arguments
+        self.read.given, *others = arguments
         self.layout.read = self.layout.boundaries[:-1].long()
         self.read.boundaries = torch.arange(len(self.layout.boundaries), dtype=torch.int32)
         self.read.whole = []
-        return (self.whole.index_select(1, self.layout.read), *others)  # type: ignore[union-attr]
+        return (self.read.given.index_select(1, self.layout.read), *others)  # type: ignore[union-attr]
 
     def widen(self, module: Any, arguments: tuple[Any, ...]) -> Any:
         """Before a layer of keys or values."""
-        return None if self.whole is None else (self.whole, *arguments[1:])
+        return None if self.read.given is None else (self.read.given, *arguments[1:])
 
     def keep(self, module: Any, arguments: Any, output: torch.Tensor) -> Any:
         """After it: what comes out has the shape that the block expects, and is read by nobody."""
-        if self.whole is None:
+        if self.read.given is None:
             return None
         assert self.layout.read is not None
         self.read.whole.append(output)
@@ -123,7 +121,7 @@ class _LastBlock:
 
     def leave(self, *_: Any) -> None:
         """After the block, or when it raised."""
-        self.whole = None
+        self.read.given = None
         self.read.whole = []
 
 

@@ -1,4 +1,5 @@
-"""AdamW in one pass over memory, which also clips: gradients are multiplied where they are read."""
+"""AdamW in one pass over memory, which also clips, since gradients are multiplied where they are read, and writes the weights a second time
+in bf16, as the stacks of `linear` want them for the next step."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch
 from tunesmith.native.library import why_not_native
 from tunesmith.registry import Acceleration
 from tunesmith.speed.facts import Facts
+from tunesmith.speed.stacks import STACKS, Copy, Stack
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 
@@ -19,6 +21,20 @@ class AdamW(torch.optim.AdamW):
 
     grad_scale = 1.0
     """What the gradients of the next step are multiplied by."""
+
+    def __init__(self, params: Any, model: torch.nn.Module | None = None) -> None:
+        """`model` is the one whose parameters these are."""
+        super().__init__(params)
+        self.model = model
+        self._stacks: list[Stack] = []
+        self._copies: dict[torch.Tensor, Copy] = {}
+
+    def copies(self) -> dict[torch.Tensor, Copy]:
+        """Those that the model's stacks keep, by parameter."""
+        stacks = [] if self.model is None else STACKS.get(self.model, [])
+        if stacks is not self._stacks or not self._copies:
+            self._stacks, self._copies = stacks, {copy.weight: copy for stack in stacks for copy in stack.copies()}
+        return self._copies
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """The norm of all gradients; the next step scales them down to `max_norm`, as torch.nn.utils.clip_grad_norm_ would now."""
@@ -35,8 +51,9 @@ class AdamW(torch.optim.AdamW):
         from tunesmith.native.functions import adamw_step
 
         assert closure is None
+        copies = self.copies()
         for group in self.param_groups:
-            by_step: dict[int, list[tuple[torch.Tensor, ...]]] = {}
+            by_step: dict[int, list[tuple[Any, ...]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -45,7 +62,14 @@ class AdamW(torch.optim.AdamW):
                     zeros = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
                     state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
                 state["step"] += 1
-                tensors = parameter, parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"]
+                copy = copies.get(parameter)
+                tensors = (
+                    parameter,
+                    parameter.grad.contiguous(),
+                    state["exp_avg"],
+                    state["exp_avg_sq"],
+                    None if copy is None else copy.place,
+                )
                 by_step.setdefault(int(state["step"]), []).append(tensors)
             for number, found in by_step.items():
                 adamw_step(
@@ -57,6 +81,9 @@ class AdamW(torch.optim.AdamW):
                     step=number,
                     grad_scale=self.grad_scale,
                 )
+                for parameter, *_, place in found:
+                    if place is not None:
+                        copies[parameter].note()
         self.grad_scale = 1.0
 
 
@@ -73,7 +100,7 @@ def why_not(facts: Facts) -> str | None:
 
 OPTIMIZER = Acceleration(
     name="optimizer",
-    summary="AdamW reads gradients once, and clips as it reads",
+    summary="AdamW reads gradients once, clips as it reads, and writes the weights in bf16 too",
     why_not=why_not,
     apply=lambda facts: lambda: None,  # the engine makes the optimizer: see engines/trainer.py
 )

@@ -73,16 +73,7 @@ def varlen_attention(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, shape: Shape) -> torch.Tensor:
-        own = tuple(shape.boundaries.tolist())
-        other = own if shape.key_boundaries is shape.boundaries else tuple(shape.key_boundaries.tolist())
-        plan = _plan(own, other, q.shape[2], q.dtype, library() is not None, shape.dropout > 0 or bias is not None)
-        out = torch.empty(q.shape, dtype=q.dtype)
-        row_sums = torch.empty(*q.shape[:2], 2)
-        if len(plan.native):
-            native.forward(q, k, v, out, row_sums, shape, plan.native)
-        with torch.autocast("cpu", enabled=False):
-            for group in _groups(plan, q, k, shape):
-                group.forward(q, k, v, out)
+        out, row_sums, plan = attend(q, k, v, shape)
         ctx.save_for_backward(q, k, v, out, row_sums)
         ctx.plan, ctx.shape = plan, shape
         return out
@@ -90,19 +81,45 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, out, row_sums = ctx.saved_tensors
-        grad = grad if grad.stride(2) == 1 else grad.contiguous()
-        within = ctx.shape.boundaries is ctx.shape.key_boundaries
-        grads = _side_by_side(q, k, v) if within else [torch.empty_like(q), *_side_by_side(k, v)]
-        grad_bias = None if ctx.shape.bias is None else torch.zeros_like(ctx.shape.bias)
-        if len(ctx.plan.native):
-            found = native.backward([q, k, v, out], grad, row_sums, ctx.shape, ctx.plan.native, grads)
-            if grad_bias is not None and found is not None:
-                grad_bias += found
-        with torch.autocast("cpu", enabled=False):
-            for group in _groups(ctx.plan, q, k, ctx.shape, grad_bias):
-                group.backward([q, k, v, out], grad, grads)
+        *inputs, row_sums = ctx.saved_tensors
+        grads, grad_bias = attend_backward(inputs, grad, row_sums, ctx.plan, ctx.shape)
         return *grads, grad_bias, None
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, torch.Tensor, Plan]:
+    """`varlen_attention` without a graph, and what its gradient wants: numbers for each token and head, and who computed which sequence."""
+    own = tuple(shape.boundaries.tolist())
+    other = own if shape.key_boundaries is shape.boundaries else tuple(shape.key_boundaries.tolist())
+    plan = _plan(own, other, q.shape[2], q.dtype, library() is not None, shape.dropout > 0 or shape.bias is not None)
+    out = torch.empty(q.shape, dtype=q.dtype)
+    row_sums = torch.empty(*q.shape[:2], 2)
+    if len(plan.native):
+        native.forward(q, k, v, out, row_sums, shape, plan.native)
+    if plan.padded:
+        with torch.autocast("cpu", enabled=False):
+            for group in _groups(plan, q, k, shape):
+                group.forward(q, k, v, out)
+    return out, row_sums, plan
+
+
+def attend_backward(
+    inputs: list[torch.Tensor], grad: torch.Tensor, row_sums: torch.Tensor, plan: Plan, shape: Shape
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """The gradients of q, k, v, columns of one matrix if as long, and of the bias, from `inputs` (q, k, v, out) and that of out."""
+    q, k, v, out = inputs
+    grad = grad if grad.stride(2) == 1 else grad.contiguous()
+    within = shape.boundaries is shape.key_boundaries
+    grads = _side_by_side(q, k, v) if within else [torch.empty_like(q), *_side_by_side(k, v)]
+    grad_bias = None if shape.bias is None else torch.zeros_like(shape.bias)
+    if len(plan.native):
+        found = native.backward([q, k, v, out], grad, row_sums, shape, plan.native, grads)
+        if grad_bias is not None and found is not None:
+            grad_bias += found
+    if plan.padded:
+        with torch.autocast("cpu", enabled=False):
+            for group in _groups(plan, q, k, shape, grad_bias):
+                group.backward([q, k, v, out], grad, grads)
+    return grads, grad_bias
 
 
 def _side_by_side(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -116,7 +133,9 @@ def _side_by_side(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
+    """Which sequences are computed by what."""
+
     native: torch.Tensor
     """int32: the sequences that the kernel computes, longest first so that threads finish together."""
     padded: list[tuple[str, list[tuple[slice, slice]]]]
@@ -124,7 +143,7 @@ class _Plan:
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(boundaries: tuple[int, ...], key_boundaries: tuple[int, ...], d: int, dtype: torch.dtype, compiled: bool, plain: bool) -> _Plan:
+def _plan(boundaries: tuple[int, ...], key_boundaries: tuple[int, ...], d: int, dtype: torch.dtype, compiled: bool, plain: bool) -> Plan:
     """`plain` is for what sdpa does not do: dropout that a seed decides, and the gradient of a bias."""
     by_kernel: list[int] = []
     padded: dict[tuple[str, int, int], list[tuple[slice, slice]]] = {}
@@ -140,7 +159,7 @@ def _plan(boundaries: tuple[int, ...], key_boundaries: tuple[int, ...], d: int, 
             by_kernel.append(sequence)
         else:
             padded.setdefault((way, _padded_length(tokens), _padded_length(keys)), []).append((tokens, keys))
-    return _Plan(torch.tensor(by_kernel, dtype=torch.int32), [(key[0], sequences) for key, sequences in padded.items()])
+    return Plan(torch.tensor(by_kernel, dtype=torch.int32), [(key[0], sequences) for key, sequences in padded.items()])
 
 
 def is_native_throughout(d: int, dtype: torch.dtype) -> bool:
@@ -186,7 +205,7 @@ def _measure(
         native.backward([q, k, v, out], q, row_sums, shape, sequences, grads)
 
     def padded_way(way: str) -> None:
-        plan = _Plan(sequences[:0], [(way, [(slice(start, start + length),) * 2 for start in starts])])
+        plan = Plan(sequences[:0], [(way, [(slice(start, start + length),) * 2 for start in starts])])
         for group in _groups(plan, q, k, shape):
             group.forward(q, k, v, out)
             group.backward([q, k, v, out], q, grads)
@@ -207,7 +226,7 @@ def _measure(
 # ---- groups of padded sequences, by torch ----
 
 
-def _groups(plan: _Plan, q: torch.Tensor, k: torch.Tensor, shape: Shape, grad_bias: torch.Tensor | None = None) -> Iterator[_Group]:
+def _groups(plan: Plan, q: torch.Tensor, k: torch.Tensor, shape: Shape, grad_bias: torch.Tensor | None = None) -> Iterator[_Group]:
     """The padded groups of a plan, in parts whose fp32 scores fit in MAX_SCORE_BYTES (or are those of one sequence)."""
     generator = torch.Generator().manual_seed(shape.seed)
     for way, sequences in plan.padded:

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
+import tiny_models
+from tunesmith.native.products import has_products
+from tunesmith.speed.choose import accelerated
+from tunesmith.speed.facts import Facts
 from tunesmith.speed.optimizer import AdamW
+from tunesmith.speed.stacks import STACKS
 
 SHAPES = ((7, 5), (33,), (1,), (64, 64))
 
@@ -93,3 +100,30 @@ def test_gradients_that_are_not_finite_stay_so() -> None:
     assert torch.isnan(ours.clip(1.0))
     ours.step()
     assert torch.isnan(mine[0][0, 0])
+
+
+@pytest.mark.skipif(not has_products(), reason="no products of bf16")
+def test_the_weights_in_bf16_are_written_too(tmp_path: Path) -> None:
+    tiny_models.save_tiny("bert", tmp_path, "AutoModelForSequenceClassification")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).train()
+    ids = torch.arange(5, 29).view(2, 12)
+    with accelerated(Facts(model, bf16=True), ["end_to_end", "linear"]):
+        ours = AdamW(model.parameters(), model)
+        for group in ours.param_groups:
+            group["lr"] = 0.1
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().sum().backward()
+            ours.step()
+            ours.zero_grad()
+        stacks = STACKS[model]
+        for stack in stacks:
+            weight, bias = torch.cat([layer.weight for layer in stack.layers]), torch.cat([layer.bias for layer in stack.layers])
+            kept = {name: (list(states), matrix.clone()) for name, (states, matrix) in stack._made.items()}
+            assert torch.equal(kept["weight"][1], weight.bfloat16())
+            assert torch.equal(kept["bias"][1], bias.bfloat16())
+            assert stack.weight(torch.bfloat16).data_ptr() == stack._made["weight"][1].data_ptr()
+            assert {name: states for name, (states, _) in stack._made.items()} == {name: states for name, (states, _) in kept.items()}
+        with torch.no_grad():
+            stacks[0].layers[0].weight.mul_(2)  # by somebody else
+        assert torch.equal(stacks[0].weight(torch.bfloat16)[: stacks[0].out_sizes[0]], stacks[0].layers[0].weight.bfloat16())

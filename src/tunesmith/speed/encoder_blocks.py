@@ -1,0 +1,311 @@
+"""Blocks of encoders that normalise sums (BERT, RoBERTa, Electra, DistilBERT), each one function with one node in the graph.
+
+What the other accelerations make of a block's parts is done here in a row: no module is called, and autograd sees one step instead of some
+twenty. In steps of a few hundred tokens that is a fifth of the time. The numbers, and what is drawn for dropout, are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from transformers.models.bert import modeling_bert as bert
+from transformers.models.distilbert import modeling_distilbert as distilbert
+
+from tunesmith.native.attention import Shape
+from tunesmith.native.functions import activate, activate_backward, gelu_name, normalise, normalise_backward
+from tunesmith.native.library import why_not_native
+from tunesmith.registry import Acceleration
+from tunesmith.speed.activation import gelu_kind
+from tunesmith.speed.end_to_end import LAYOUTS
+from tunesmith.speed.facts import Facts, Unfit
+from tunesmith.speed.instances import body_of, compute_dtype, override
+from tunesmith.speed.kernels import draw_seed
+from tunesmith.speed.stacks import STACKS, Stack, differentiate, multiply, side_by_side
+from tunesmith.speed.varlen import UNBOUNDED, attend, attend_backward
+
+
+def why_not(facts: Facts) -> str | None:
+    """A model without blocks or with those of another kind, another device, products in fp32, or no compiled kernels."""
+    if not facts.on_cpu:
+        return "measured on processors only"
+    if not facts.bf16:
+        return "products in fp32 take so long that nothing between them shows"
+    if facts.blocks is None:
+        return "the model has no list of blocks"
+    if any(_parts(block) is None for block in facts.blocks[1]):
+        return "its blocks are of another kind"
+    return why_not_native()
+
+
+def apply(facts: Facts) -> Callable[[], None]:
+    """The blocks of a model whose tokens lie end to end and whose linear layers are in stacks."""
+    assert facts.blocks is not None
+    stacks = {id(layer.module): stack for stack in STACKS.get(facts.model, []) for layer in stack.layers}
+    blocks = list(facts.blocks[1])
+    if blocks[0] not in LAYOUTS:
+        raise Unfit("the tokens do not lie end to end")
+    computed = [_Block(block, stacks) for block in blocks]
+    for block, following in pairwise(computed):
+        block.following = following
+    return override({block: own.forward for block, own in zip(blocks, computed, strict=True)})
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The modules of a block."""
+
+    attention: Any
+    projections: tuple[Any, ...]
+    """Of queries, keys and values."""
+    attended: tuple[Any, Any, Any]
+    """The linear layer after attention, its dropout (or None), and the norm of the sum."""
+    up: Any
+    activation: Any
+    down: tuple[Any, Any, Any]
+    """The last linear layer, its dropout, and the norm of the sum."""
+
+
+def _parts(block: Any) -> _Parts | None:
+    """None where the block's code is of another kind, or one of its layers."""
+    found = _parts_of_bert(block) or _parts_of_distilbert(block)
+    if found is None or gelu_kind(found.activation) is None:
+        return None
+    return found if all(type(norm) is torch.nn.LayerNorm for norm in (found.attended[2], found.down[2])) else None
+
+
+def _parts_of_bert(block: Any) -> _Parts | None:
+    if not _computes(block, bert.BertLayer, "forward", "feed_forward_chunk") or block.is_decoder:
+        return None
+    attention, first, last = block.attention.self, block.attention.output, block.output
+    kinds = (block.attention, bert.BertAttention), (attention, bert.BertSelfAttention), (first, bert.BertSelfOutput)
+    if not all(_computes(module, kind) for module, kind in (*kinds, (block.intermediate, bert.BertIntermediate), (last, bert.BertOutput))):
+        return None
+    return _Parts(
+        attention,
+        (attention.query, attention.key, attention.value),
+        (first.dense, first.dropout, first.LayerNorm),
+        block.intermediate.dense,
+        block.intermediate.intermediate_act_fn,
+        (last.dense, last.dropout, last.LayerNorm),
+    )
+
+
+def _parts_of_distilbert(block: Any) -> _Parts | None:
+    if not _computes(block, distilbert.TransformerBlock):
+        return None
+    attention, ffn = block.attention, block.ffn
+    if not _computes(attention, distilbert.DistilBertSelfAttention) or not _computes(ffn, distilbert.FFN, "forward", "ff_chunk"):
+        return None
+    return _Parts(
+        attention,
+        (attention.q_lin, attention.k_lin, attention.v_lin),
+        (attention.out_lin, None, block.sa_layer_norm),
+        ffn.lin1,
+        ffn.activation,
+        (ffn.lin2, ffn.dropout, block.output_layer_norm),
+    )
+
+
+def _computes(module: Any, kind: type[Any], *methods: str) -> bool:
+    """Whether the module's code is that of the class."""
+    return all(body_of(type(module), method) == body_of(kind, method) != "" for method in methods or ("forward",))
+
+
+class _Block:
+    """A block, computed from the stacks of its linear layers."""
+
+    def __init__(self, block: Any, stacks: dict[int, Stack]) -> None:
+        parts = _parts(block)
+        assert parts is not None
+        self.plain, self.layout, self.attention = block.forward, LAYOUTS[block], parts.attention
+        try:
+            projections = [stacks[id(module)] for module in parts.projections]
+            ends = [stacks[id(module)] for module in (parts.attended[0], parts.up, parts.down[0])]
+        except KeyError:
+            raise Unfit("its linear layers are not in stacks") from None
+        self.queries, self.keys = projections[0], projections[1]
+        """One and the same, or those of queries, and of keys and values, where the block is given fewer tokens than it reads."""
+        if [layer.module for stack in dict.fromkeys(projections) for layer in stack.layers] != list(parts.projections):
+            raise Unfit("queries, keys and values are not made of one input")
+        if any(len(stack.layers) > 1 for stack in ends):
+            raise Unfit("linear layers share an input")
+        self.head_dim = int(self.attention.attention_head_size)
+        self.attended = _Sum(ends[0], *parts.attended[1:])
+        self.up, self.activation = ends[1], gelu_name(str(gelu_kind(parts.activation)))
+        self.down = _Sum(ends[2], *parts.down[1:])
+        self.inner = [module for module in block.modules() if module is not block]
+        self.num_hooks = self._count_hooks()
+        self.adapted = [module for module in self.inner if hasattr(module, "disable_adapters")]
+        of_keys = self.keys.parameters if self.is_last else []
+        groups = [self.queries.parameters, of_keys, self.attended.parameters, self.up.parameters, self.down.parameters]
+        self.parameters = [parameter for group in groups for parameter in group]
+        self.places = [slice(start, end) for start, end in pairwise(accumulate(map(len, groups), initial=0))]
+        """Of each group among the parameters."""
+        self.following: _Block | None = None
+        self.handed: tuple[Any, Any] = (None, None)
+        """What the block before made, and the same in the type of products."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is given the tokens that are read of it, and keys and values are those of others."""
+        return self.keys is not self.queries
+
+    def _count_hooks(self) -> int:
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in self.inner)
+
+    def forward(self, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        """In the place of the module's; what somebody watches from inside or wants without adapters, and sums in bf16, are left to it."""
+        layout, (output, x) = self.layout, self.handed
+        self.handed = (None, None)
+        laid_out = layout.given is not None if self.is_last else layout.laid_out
+        laid_out = laid_out and hidden_states.dtype == torch.float32
+        if not laid_out or self._count_hooks() != self.num_hooks or any(module.disable_adapters for module in self.adapted):
+            return self.plain(hidden_states, *arguments, **named)
+        read = layout.given if self.is_last else hidden_states
+        output, rounded = _Computed.apply(hidden_states, layout.given, x if output is read else None, self, *self.parameters)  # type: ignore[no-untyped-call]
+        if self.following is not None:
+            self.following.handed = output, rounded
+        return output
+
+    def shape(self) -> Shape:
+        """Of attention in the pass under way."""
+        layout = self.layout
+        assert layout.boundaries is not None
+        read = layout.boundaries if layout.source is None else layout.source.boundaries
+        assert read is not None
+        p = self.attention.dropout.p if self.attention.training else 0.0
+        return Shape(layout.boundaries, read, UNBOUNDED, UNBOUNDED, self.attention.scaling, p, draw_seed() if p else 0)
+
+
+@dataclass
+class _Tape:
+    """What a pass leaves for its gradient, which takes the last first."""
+
+    tensors: list[torch.Tensor | None]
+    drawn: list[Any]
+
+    def multiply(self, stack: Stack, x: torch.Tensor) -> torch.Tensor:
+        """What the stack makes of x."""
+        seeds = stack.seeds()
+        outputs, inner = multiply(stack, x, seeds)
+        self.tensors += [x, inner]
+        self.drawn.append(seeds)
+        return outputs
+
+    def differentiate(
+        self, stack: Stack, grad: torch.Tensor, needs_x: bool, wanted: Sequence[bool]
+    ) -> tuple[Any, list[torch.Tensor | None]]:
+        """The gradients of x and of the stack's parameters."""
+        x, inner = self.take(2)
+        return differentiate(stack, grad, x, inner, self.drawn.pop(), needs_x, wanted)
+
+    def take(self, count: int) -> list[Any]:
+        """The last tensors, in the order in which they came."""
+        taken = self.tensors[-count:]
+        del self.tensors[-count:]
+        return taken
+
+
+class _Sum:
+    """norm(residual + dropout(linear(x)))."""
+
+    def __init__(self, stack: Stack, dropout: Any, norm: Any) -> None:
+        self.stack, self.dropout, self.norm = stack, dropout, norm
+        self.parameters = [*stack.parameters, norm.weight, norm.bias]
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor, tape: _Tape) -> tuple[torch.Tensor, torch.Tensor]:
+        """The result in the residual's type, and in that of x."""
+        outputs = tape.multiply(self.stack, x)
+        p = self.dropout.p if self.dropout is not None and self.dropout.training else 0.0
+        draw = p, draw_seed() if p else 0
+        rounded = None if residual.dtype == x.dtype else torch.empty(residual.shape, dtype=x.dtype)
+        result, *normed = normalise(outputs, residual, self.norm.weight, self.norm.bias, self.norm.eps, *draw, rounded)
+        tape.tensors += normed
+        tape.drawn.append((outputs.dtype, *draw))
+        return result, result if rounded is None else rounded
+
+    def backward(
+        self, grad: torch.Tensor, more: torch.Tensor | None, tape: _Tape, needs_x: bool, wanted: Sequence[bool]
+    ) -> tuple[torch.Tensor, Any, list[torch.Tensor | None]]:
+        """The gradients of residual, x and parameters, from that of the result, which may have two parts."""
+        total, mean, rstd = tape.take(3)
+        x_dtype, p, seed = tape.drawn.pop()
+        of_residual, of_outputs, *of_norm = normalise_backward(grad, total, self.norm.weight, mean, rstd, x_dtype, p, seed, more)
+        assert of_outputs is not None
+        of_x, of_stack = tape.differentiate(self.stack, of_outputs, needs_x, wanted[:-2])
+        return of_residual, of_x, [*of_stack, *of_norm]
+
+
+class _Computed(torch.autograd.Function):
+    """A block's output, [1, tokens, hidden], from the hidden states of its tokens, and of those that they read where these are others.
+
+    `x` is what is read, in the type of products, if it is known; the output is also given in that type.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, given: torch.Tensor | None, x: torch.Tensor | None, block: _Block, *parameters: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        dtype, width, tape = compute_dtype(hidden), hidden.shape[2], _Tape([], [])
+        with torch.autocast("cpu", enabled=False):
+            residual = hidden.reshape(-1, width)
+            x = (hidden if given is None else given).reshape(-1, width).to(dtype) if x is None else x
+            parts = block.queries.split(tape.multiply(block.queries, x if given is None else residual.to(dtype)))
+            if given is not None:
+                parts += block.keys.split(tape.multiply(block.keys, x))
+            q, k, v = (part.view(len(part), -1, block.head_dim) for part in parts)
+            shape = block.shape()
+            out, row_sums, plan = attend(q, k, v, shape)
+            tape.tensors += [q, k, v, out, row_sums]
+            tape.drawn.append((plan, shape))
+            middle, middle_x = block.attended.forward(out.view(-1, width), residual, tape)
+            up = tape.multiply(block.up, middle_x)
+            tape.tensors.append(up)
+            output, output_x = block.down.forward(activate(up, block.activation), middle, tape)
+        ctx.save_for_backward(*tape.tensors)
+        ctx.drawn, ctx.block = tape.drawn, block
+        if output_x is output:
+            return output.view(hidden.shape), None
+        ctx.mark_non_differentiable(output_x)
+        return output.view(hidden.shape), output_x
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+        block, tape, width = ctx.block, _Tape(list(ctx.saved_tensors), list(ctx.drawn)), grad.shape[2]
+        needs_hidden, needs_given, _, _, *flags = ctx.needs_input_grad
+        queries, keys, attended, up, down = (flags[part] for part in block.places)
+        of_middle, of_inner, of_down = block.down.backward(grad.reshape(-1, width), None, tape, True, down)
+        of_inner = activate_backward(tape.take(1)[0], of_inner, block.activation)
+        more, of_up = tape.differentiate(block.up, of_inner, True, up)
+        needs_projections = needs_hidden or needs_given or any(queries) or any(keys)
+        of_hidden, of_out, of_attended = block.attended.backward(of_middle, more, tape, needs_projections, attended)
+        of_given: torch.Tensor | None = None
+        of_queries: Sequence[torch.Tensor | None] = [None] * len(queries)
+        of_keys: Sequence[torch.Tensor | None] = [None] * len(keys)
+        if needs_projections:
+            *inputs, row_sums = tape.take(5)
+            found, _ = attend_backward(inputs, of_out.view(inputs[3].shape), row_sums, *tape.drawn.pop())
+            grads = [part.flatten(1) for part in found]
+            if block.is_last:
+                of_given, of_keys = tape.differentiate(block.keys, side_by_side(grads[1:]), needs_given, keys)
+                grads = grads[:1]
+            of_input, of_queries = tape.differentiate(block.queries, side_by_side(grads), needs_hidden, queries)
+            if needs_hidden:
+                of_hidden += of_input
+        if of_given is not None:
+            of_given = of_given.reshape(1, -1, width).to(grad.dtype)
+        return of_hidden.view(grad.shape), of_given, None, None, *of_queries, *of_keys, *of_attended, *of_up, *of_down
+
+
+ENCODER_BLOCKS = Acceleration(
+    name="encoder_blocks",
+    summary="a block that normalises sums is one function, with nothing between its products",
+    why_not=why_not,
+    apply=apply,
+)
