@@ -19,7 +19,7 @@ from tunesmith.data.collate import IGNORED
 from tunesmith.models.mapped import give_back
 from tunesmith.native.library import library
 from tunesmith.native.loss import token_loss
-from tunesmith.native.matmul import product
+from tunesmith.native.matmul import add_product, product
 
 CHUNK_TOKENS = 1024
 """Positions whose logits exist at once."""
@@ -210,7 +210,7 @@ class _HeadLoss(torch.autograd.Function):
         with_grad = any(ctx.needs_input_grad[:3])
         cast = _cast(weight, hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_weight: torch.Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
         losses = torch.empty(len(targets), device=hidden.device)
         correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
@@ -223,21 +223,23 @@ class _HeadLoss(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = product(grad, cast)
             if grad_weight is not None:
-                grad_weight += product(grad.t(), hidden[part], out_dtype=torch.float32)
+                add_product(grad_weight, grad.t(), hidden[part])
+            elif ctx.needs_input_grad[1]:
+                grad_weight = product(grad.t(), hidden[part], out_dtype=torch.float32)
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=torch.float32)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.weight_dtype = weight.dtype
+        if ctx.needs_input_grad[1] and grad_weight is None:
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        ctx.grads, ctx.dtypes = [grad_hidden, grad_weight, grad_bias], [hidden.dtype, weight.dtype, weight.dtype]
         ctx.mark_non_differentiable(losses, correct)
         return losses.sum(), losses, correct
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> Any:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        grads, ctx.grads = ctx.grads, None  # that of the weight is as large as the vocabulary: it is scaled where it lies, and handed on
+        assert grads is not None, "backward a second time"
         return (
-            None if grad_hidden is None else (grad_hidden * grad_loss).to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight * grad_loss).to(ctx.weight_dtype),
-            None if grad_bias is None else (grad_bias * grad_loss).to(ctx.weight_dtype),
+            *(None if grad is None else grad.mul_(grad_loss).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)),
             None,
             None,
         )

@@ -23,6 +23,8 @@ FEWEST_FOR_TILES = 1 << 22
 """Products below it cost more to share among threads than to compute."""
 SHALLOW = 64
 """Up to this k, torch's products are faster where there are no tile registers: too little is summed for copies of operands to pay."""
+DEEP = 4096
+"""Sums over twice as many numbers or more are made in parts of so many, in fp32: a part of the right operand stays in the cache."""
 REPEATS = 15
 
 
@@ -34,17 +36,27 @@ def product(
     if left.device.type == "cpu" and left.dtype == torch.bfloat16:
         operations = left.shape[0] * left.shape[1] * right.shape[1]
         if operations >= FEWEST_FOR_TILES and _has_kernel(left.shape[1]):
-            return tiles.product(left, right, bias, out_dtype=out_dtype)
+            deep = left.shape[1] >= 2 * DEEP
+            return _deep(left, right, bias).to(out_dtype) if deep else tiles.product(left, right, bias, out_dtype=out_dtype)
         large = operations >= FEWEST_OPERATIONS
         return _in_parts(left, right, bias, num_parts() if large else 1).to(out_dtype)
     return _in_parts(left, right, bias, 1).to(out_dtype)
 
 
 def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """out [m, n], its rows apart or not, with left @ right added to it."""
-    if out.device.type == "cpu" and out.dtype == left.dtype == torch.bfloat16 and _has_kernel(left.shape[1]):
+    """out [m, n], its rows apart or not, with left @ right added to it; in the type of these, or fp32."""
+    if out.device.type == "cpu" and left.dtype == torch.bfloat16 and _has_kernel(left.shape[1]):
         return tiles.product(left, right, out=out, accumulate=True)
-    return out.addmm_(left, right)
+    return out.addmm_(left, right) if out.dtype == left.dtype else out.add_(left @ right)
+
+
+def _deep(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """In fp32; k in parts, the last of which may be shorter."""
+    result = tiles.product(left[:, :DEEP], right[:DEEP], bias, out_dtype=torch.float32)
+    for start in range(DEEP, left.shape[1], DEEP):
+        part = slice(start, start + DEEP)
+        tiles.product(left[:, part], right[part], out=result, accumulate=True)
+    return result
 
 
 def _has_kernel(depth: int) -> bool:

@@ -152,3 +152,17 @@ def test_hidden_positions_alone_go_through_transform_and_head(name: str, monkeyp
         torch.testing.assert_close(dict(model.named_parameters())[key].grad, gradient, rtol=1e-3, atol=1e-4, msg=key)
     torch.testing.assert_close(logits_at(model, inputs, labels >= 0), logits[labels >= 0], rtol=1e-4, atol=1e-4)
     assert float(score_tokens(model, inputs, torch.full_like(labels, -100), shifted=False).loss.detach()) == 0
+
+
+def test_a_loss_has_one_backward_pass_and_any_scale() -> None:
+    model = tiny_decoder("llama")
+    inputs, labels = batch(model.config.vocab_size)
+    gradients = []
+    for scale in (1.0, 0.25):
+        model.zero_grad()
+        loss = score_tokens(model, inputs, labels).loss * scale
+        loss.backward(retain_graph=True)
+        gradients.append(model.get_output_embeddings().weight.grad.clone())
+    torch.testing.assert_close(gradients[1], gradients[0] / 4, rtol=1e-5, atol=1e-7)
+    with pytest.raises(AssertionError, match="a second time"):
+        loss.backward()
