@@ -121,7 +121,8 @@ def test_each_alone(name: str, tmp_path: Path) -> None:
     others = [other for other in ACCELERATIONS.names() if other not in needed]
     models = [classifier("bert", tmp_path), without_dropout(tiny_models.tiny_decoder("llama", VOCABULARY)).train()]
     used = [assert_same(model, others) for model in models]
-    assert name in ("dropout", "encoder_blocks", "frozen_weights", "frozen_features") or needed in map(set, used)
+    elsewhere = "dropout", "encoder_blocks", "decoder_blocks", "tied_embeddings", "frozen_weights", "frozen_features"
+    assert name in elsewhere or needed in map(set, used)
 
 
 def with_adapters(model: Any, **settings: Any) -> Any:

@@ -14,8 +14,18 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
 from tunesmith.native.library import call
-
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+from tunesmith.native.passes import (
+    NAMES,
+    activate,
+    activate_backward,
+    check,
+    gelu_name,
+    multiply_by_gate,
+    multiply_by_gate_backward,
+    normalise,
+    normalise_backward,
+    rows_of,
+)
 
 
 def dropout(x: torch.Tensor, p: float, seed: int, offset: int = 0) -> torch.Tensor:
@@ -120,7 +130,7 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, p: float, seed: int, offset: int) -> torch.Tensor:
         ctx.dtype, ctx.draw = x.dtype, (p, seed, offset)
-        _check(x)
+        check(x)
         return _dropped(x, x.dtype, ctx.draw)
 
     @staticmethod
@@ -165,69 +175,11 @@ class _LayerNorm(torch.autograd.Function):
         return grad_x, grad_residual, *of_parameters, None, None, None
 
 
-def normalise(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    p: float,
-    seed: int,
-    rounded: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(`dropout_add_layer_norm`, or `layer_norm` without a residual; what is normalised, its means and 1 / its deviations).
-
-    `rounded` is filled with the first in bf16.
-    """
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    if residual is not None:
-        assert residual.shape == x.shape
-        residual = residual.to(dtype)
-        _check(residual)
-    _check(x)
-    rows, width = _rows(x, weight, bias)
-    total = x if residual is None else torch.empty(x.shape, dtype=dtype)
-    out = torch.empty(x.shape, dtype=dtype)
-    mean, rstd = torch.empty(rows), torch.empty(rows)
-    kernel = f"layer_norm_{NAMES[x.dtype]}_{NAMES[dtype]}"
-    call(kernel, x, residual, weight.float(), bias.float(), total, out, rounded, mean, rstd, rows, width, eps, p, seed)
-    return out, total, mean, rstd
-
-
-def normalise_backward(
-    grad: torch.Tensor,
-    total: torch.Tensor,
-    weight: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    x_dtype: torch.dtype | None,
-    p: float,
-    seed: int,
-    more: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """The gradients of what is normalised, of what was dropped from before (None without `x_dtype`), of weight and of bias.
-
-    The gradient of the result is `grad`, or its sum with `more` [rows, width], whose rows may lie apart.
-    """
-    if more is not None and more.dtype != torch.bfloat16:
-        grad, more = grad + more, None
-    assert more is None or (more.shape == grad.shape and more.stride(1) == 1), (more.shape, more.stride())
-    grad_total = torch.empty_like(total)
-    grad_x = None if x_dtype is None else torch.empty(total.shape, dtype=x_dtype)
-    grad_weight, grad_bias = torch.zeros(weight.shape), torch.zeros(weight.shape)
-    call(
-        f"layer_norm_backward_{NAMES[x_dtype or total.dtype]}_{NAMES[total.dtype]}",
-        *(total, weight.float(), mean, rstd, grad.contiguous(), more, 0 if more is None else more.stride(0)),
-        *(grad_total, grad_x, grad_weight, grad_bias, len(mean), len(weight), p, seed),
-    )
-    return grad_total, grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
-
-
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
-        _check(x)
-        rows, width = _rows(x, weight)
+        check(x)
+        rows, width = rows_of(x, weight)
         out = torch.empty(x.shape, dtype=x.dtype if offset else torch.promote_types(x.dtype, weight.dtype))
         rstd = torch.empty(rows)
         call(f"rms_norm_{NAMES[x.dtype]}_{NAMES[out.dtype]}", x, weight.float(), out, rstd, rows, width, eps, offset)
@@ -259,45 +211,19 @@ class _Activation(torch.autograd.Function):
         return activate_backward(ctx.saved_tensors[0], grad, ctx.kernel), None
 
 
-def activate(x: torch.Tensor, kernel: str) -> torch.Tensor:
-    """What an activation of one input, as `gelu_name` names it, makes of x."""
-    _check(x)
-    out = torch.empty_like(x)
-    call(f"{kernel}_{NAMES[x.dtype]}", x, out, x.numel())
-    return out
-
-
-def activate_backward(x: torch.Tensor, grad: torch.Tensor, kernel: str) -> torch.Tensor:
-    """The gradient of x."""
-    grad_x = torch.empty_like(x)
-    call(f"backward_{kernel}_{NAMES[x.dtype]}", x, grad.contiguous(), grad_x, x.numel())
-    return grad_x
-
-
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, kernel: str) -> torch.Tensor:
-        assert gate.shape == up.shape
-        assert gate.dtype == up.dtype, (gate.dtype, up.dtype)
-        width = gate.shape[-1]
         ctx.save_for_backward(gate, up)
-        ctx.sizes = gate.numel() // max(width, 1), width, _row_stride(gate)
-        assert _row_stride(up) == _row_stride(gate)
-        ctx.kernel = f"{kernel}_{NAMES[gate.dtype]}"
-        out = torch.empty(gate.shape, dtype=gate.dtype)
-        call(f"times_{ctx.kernel}", gate, up, out, *ctx.sizes)
-        return out
+        ctx.kernel = kernel
+        return multiply_by_gate(gate, up, kernel)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         gate, up = ctx.saved_tensors
-        width = gate.shape[-1]
-        grad_gate, grad_up = torch.empty(*gate.shape[:-1], 2 * width, dtype=gate.dtype).split_with_sizes(
-            [width, width], -1
-        )  # as of one product
-        call(f"times_backward_{ctx.kernel}", gate, up, grad.contiguous(), grad_gate, grad_up, *ctx.sizes, 2 * width)
-        return grad_gate, grad_up, None
+        both = multiply_by_gate_backward(gate, up, grad, ctx.kernel)
+        return *both.split_with_sizes([gate.shape[-1]] * 2, -1), None
 
 
 class _Rotary(torch.autograd.Function):
@@ -306,8 +232,8 @@ class _Rotary(torch.autograd.Function):
         assert (cos.shape, cos.dtype) == (sin.shape, sin.dtype)
         assert cos.shape in ((1, *x.shape[2:]), (x.shape[0], *x.shape[2:])), (cos.shape, x.shape)
         assert x.shape[3] % 2 == 0
-        _check(cos)
-        _check(sin)
+        check(cos)
+        check(sin)
         ctx.save_for_backward(cos, sin)
         return _rotated(x, cos, sin, False)
 
@@ -323,41 +249,14 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, back: bool) 
         x = x.contiguous()
     batch, heads, tokens, width = x.shape
     out = torch.empty(batch, tokens, heads, width, dtype=x.dtype)
-    strides = x.stride(0), x.stride(2), x.stride(1), 0 if len(cos) == 1 else cos.stride(0)
+    strides = x.stride(0), x.stride(2), x.stride(1), heads * width, 0 if len(cos) == 1 else cos.stride(0)
     call(f"rotary_{NAMES[x.dtype]}_{NAMES[cos.dtype]}", x, cos, sin, out, batch, tokens, heads, width, *strides, int(back))
     return out.transpose(1, 2)
-
-
-def gelu_name(approximate: str) -> str:
-    """What the kernel is called of a GELU that is exact (`none`) or approximated (`tanh`)."""
-    return {"none": "gelu", "tanh": "gelu_tanh"}[approximate]
-
-
-def _check(x: torch.Tensor) -> None:
-    assert (x.device.type, x.dtype) in (("cpu", dtype) for dtype in NAMES), (x.device, x.dtype)
-    assert x.is_contiguous(), x.stride()
 
 
 def _check_all(tensors: Sequence[torch.Tensor], sizes: list[int], dtype: torch.dtype) -> None:
     assert [tensor.numel() for tensor in tensors] == sizes
     assert all(tensor.dtype == dtype and tensor.is_cpu and tensor.is_contiguous() for tensor in tensors)
-
-
-def _rows(x: torch.Tensor, *weights: torch.Tensor) -> tuple[int, int]:
-    width = x.shape[-1]
-    assert all(weight.shape == (width,) and weight.is_contiguous() for weight in weights), x.shape
-    return x.numel() // max(width, 1), width
-
-
-def _row_stride(x: torch.Tensor) -> int:
-    """How far the rows of the last dimension lie apart, which must be the same for all."""
-    if x.numel() == 0:
-        return x.shape[-1]
-    rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
-    assert x.device.type == "cpu", x.device
-    assert rows.data_ptr() == x.data_ptr(), x.stride()
-    assert rows.stride(1) == 1, x.stride()
-    return rows.stride(0) if len(rows) > 1 else x.shape[-1]
 
 
 def _pointers(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

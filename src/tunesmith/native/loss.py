@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tunesmith.native.functions import NAMES
 from tunesmith.native.library import call
+from tunesmith.native.passes import NAMES
 
 
 def token_loss(

@@ -133,61 +133,117 @@ LAYER_NORM(bf16_bf16, bf16, bf16)
 
 // ---- RMSNorm ----
 
-// Llama rounds what is normalised to x's type before it multiplies by the weight; Gemma multiplies by (1 + weight) first.
+// A row of width numbers; returns 1 / their root mean square. Llama rounds what is normalised to x's type before it multiplies by the
+// weight; Gemma multiplies by (1 + weight) first.
+template <typename T, typename Out>
+static INLINE float rms_norm_row(const T *from, const float *weight, Out *to, int64_t width, float eps, float offset) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < width; ++i) squares += to_float(from[i]) * to_float(from[i]);
+    const float r = 1.0f / std::sqrt(squares / float(width) + eps);
+    if (offset != 0) {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) to[i] = from_float<Out>(to_float(from[i]) * r * (offset + weight[i]));
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) to[i] = from_float<Out>(rounded_to<T>(to_float(from[i]) * r) * weight[i]);
+    }
+    return r;
+}
+
 template <typename T, typename Out>
 static void rms_norm(const T *x, const float *weight, Out *y, float *rstd, int64_t rows, int64_t width, float eps, float offset) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            const T *from = x + row * width;
-            Out *to = y + row * width;
-            float squares = 0;
-#pragma omp simd reduction(+ : squares)
-            for (int64_t i = 0; i < width; ++i) squares += to_float(from[i]) * to_float(from[i]);
-            const float r = 1.0f / std::sqrt(squares / float(width) + eps);
-            rstd[row] = r;
-            if (offset != 0) {
-#pragma omp simd
-                for (int64_t i = 0; i < width; ++i) to[i] = from_float<Out>(to_float(from[i]) * r * (offset + weight[i]));
-            } else {
-#pragma omp simd
-                for (int64_t i = 0; i < width; ++i) to[i] = from_float<Out>(rounded_to<T>(to_float(from[i]) * r) * weight[i]);
-            }
-        }
+        for (int64_t row = begin; row < end; ++row) rstd[row] = rms_norm_row(x + row * width, weight, y + row * width, width, eps, offset);
     });
+}
+
+// The gradient of one row, and its share of the weight's in `sums`, if that is not null.
+template <typename T, typename Out>
+static INLINE void rms_norm_backward_row(const T *from, const float *weight, float r, const Out *slope, T *to, float *sums, int64_t width,
+                                         float offset) {
+    float along = 0;
+    if (sums) {
+#pragma omp simd reduction(+ : along)
+        for (int64_t i = 0; i < width; ++i) {
+            const float normal = to_float(from[i]) * r;
+            sums[i] += to_float(slope[i]) * normal;
+            along += to_float(slope[i]) * (offset + weight[i]) * normal;
+        }
+    } else {
+#pragma omp simd reduction(+ : along)
+        for (int64_t i = 0; i < width; ++i) along += to_float(slope[i]) * (offset + weight[i]) * to_float(from[i]) * r;
+    }
+    const float mean_along = along / float(width);
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i)
+        to[i] = from_float<T>(r * (to_float(slope[i]) * (offset + weight[i]) - to_float(from[i]) * r * mean_along));
+}
+
+// body(row, sums of its block, or null) over all rows, and the sums of all in `grad_weight`, if that is wanted.
+template <typename Body> static void with_weight_sums(int64_t rows, int64_t width, float *grad_weight, const Body &body) {
+    if (grad_weight)
+        with_sums(rows, width, {grad_weight, nullptr}, body);
+    else
+        parallel_rows(rows, width, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) body(row, nullptr);
+        });
 }
 
 template <typename T, typename Out>
 static void rms_norm_backward(const T *x, const float *weight, const float *rstd, const Out *grad, T *grad_x, float *grad_weight,
                               int64_t rows, int64_t width, float offset) {
-    const auto backward = [=](int64_t row, float *sums) {
-        const T *from = x + row * width;
-        const Out *slope = grad + row * width;
-        T *to = grad_x + row * width;
-        const float r = rstd[row];
-        float along = 0;
-        if (sums) {
-#pragma omp simd reduction(+ : along)
-            for (int64_t i = 0; i < width; ++i) {
-                const float normal = to_float(from[i]) * r;
-                sums[i] += to_float(slope[i]) * normal;
-                along += to_float(slope[i]) * (offset + weight[i]) * normal;
-            }
-        } else {
-#pragma omp simd reduction(+ : along)
-            for (int64_t i = 0; i < width; ++i) along += to_float(slope[i]) * (offset + weight[i]) * to_float(from[i]) * r;
-        }
-        const float mean_along = along / float(width);
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i)
-            to[i] = from_float<T>(r * (to_float(slope[i]) * (offset + weight[i]) - to_float(from[i]) * r * mean_along));
-    };
-    if (grad_weight)
-        with_sums(rows, width, {grad_weight, nullptr}, backward);
-    else
-        parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; ++row) backward(row, nullptr);
-        });
+    with_weight_sums(rows, width, grad_weight, [=](int64_t row, float *sums) {
+        const int64_t first = row * width;
+        rms_norm_backward_row(x + first, weight, rstd[row], grad + first, grad_x + first, sums, width, offset);
+    });
 }
+
+// total = residual + x, and y = its norm; without x, the norm of the residual.
+template <typename T>
+static void add_rms_norm(const T *x, const float *residual, const float *weight, float *total, T *y, float *rstd, int64_t rows,
+                         int64_t width, float eps) {
+    parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            const int64_t first = row * width;
+            if (x) {
+#pragma omp simd
+                for (int64_t i = first; i < first + width; ++i) total[i] = residual[i] + to_float(x[i]);
+            }
+            rstd[row] = rms_norm_row((x ? total : residual) + first, weight, y + first, width, eps, 0.0f);
+        }
+    });
+}
+
+// The gradient of the total: `more`, and what comes through the norm; also in `rounded`, if that is not null.
+template <typename T>
+static void add_rms_norm_backward(const float *total, const float *weight, const float *rstd, const T *grad, int64_t grad_stride,
+                                  const float *more, float *grad_total, T *rounded, float *grad_weight, int64_t rows, int64_t width) {
+    with_weight_sums(rows, width, grad_weight, [=](int64_t row, float *sums) {
+        const int64_t first = row * width;
+        float *const to = grad_total + first;
+        rms_norm_backward_row(total + first, weight, rstd[row], grad + row * grad_stride, to, sums, width, 0.0f);
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) to[i] += more[first + i];
+        if (rounded) {
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i) rounded[first + i] = from_float<T>(to[i]);
+        }
+    });
+}
+
+#define ADD_RMS_NORM(NAME, T)                                                                                                      \
+    extern "C" void add_rms_norm_##NAME(const T *x, const float *residual, const float *weight, float *total, T *y, float *rstd,   \
+                                        int64_t rows, int64_t width, double eps) {                                                 \
+        add_rms_norm(x, residual, weight, total, y, rstd, rows, width, float(eps));                                                \
+    }                                                                                                                              \
+    extern "C" void add_rms_norm_backward_##NAME(const float *total, const float *weight, const float *rstd, const T *grad,        \
+                                                 int64_t grad_stride, const float *more, float *grad_total, T *rounded,            \
+                                                 float *grad_weight, int64_t rows, int64_t width) {                                \
+        add_rms_norm_backward(total, weight, rstd, grad, grad_stride, more, grad_total, rounded, grad_weight, rows, width);        \
+    }
+ADD_RMS_NORM(fp32, float)
+ADD_RMS_NORM(bf16, bf16)
 
 #define RMS_NORM(NAME, T, OUT)                                                                                                     \
     extern "C" void rms_norm_##NAME(const T *x, const float *weight, OUT *y, float *rstd, int64_t rows, int64_t width, double eps, \

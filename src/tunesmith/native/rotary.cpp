@@ -1,10 +1,11 @@
 // Rotary position embedding in the layout whose halves are rotated into each other (upstream's rotate_half).
 #include "native.h"
 
-// out [batch, tokens, heads, width] from x of any strides but the last; cos and sin [batch, tokens, width], `angle_stride` apart by batch.
+// out [batch, tokens, heads, width], `out_stride` from token to token, from x of any strides but the last, which may be the same memory;
+// cos and sin [batch, tokens, width], `angle_stride` apart by batch.
 template <typename T, typename Angle>
 static void rotary(const T *x, const Angle *cos, const Angle *sin, T *out, int64_t batch, int64_t tokens, int64_t heads, int64_t width,
-                   int64_t batch_stride, int64_t token_stride, int64_t head_stride, int64_t angle_stride, int64_t back) {
+                   int64_t batch_stride, int64_t token_stride, int64_t head_stride, int64_t out_stride, int64_t angle_stride, int64_t back) {
     const int64_t half = width / 2;
     parallel_rows(batch * tokens, heads * width, [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
@@ -12,7 +13,7 @@ static void rotary(const T *x, const Angle *cos, const Angle *sin, T *out, int64
             const Angle *c = cos + b * angle_stride + t * width, *s = sin + b * angle_stride + t * width;
             for (int64_t head = 0; head < heads; ++head) {
                 const T *from = x + b * batch_stride + t * token_stride + head * head_stride;
-                T *to = out + (row * heads + head) * width;
+                T *to = out + row * out_stride + head * width;
                 if (back) {
 #pragma omp simd
                     for (int64_t i = 0; i < half; ++i) {
@@ -36,8 +37,9 @@ static void rotary(const T *x, const Angle *cos, const Angle *sin, T *out, int64
 #define ROTARY(NAME, T, ANGLE)                                                                                                    \
     extern "C" void rotary_##NAME(const T *x, const ANGLE *cos, const ANGLE *sin, T *out, int64_t batch, int64_t tokens,          \
                                   int64_t heads, int64_t width, int64_t batch_stride, int64_t token_stride, int64_t head_stride,  \
-                                  int64_t angle_stride, int64_t back) {                                                           \
-        rotary(x, cos, sin, out, batch, tokens, heads, width, batch_stride, token_stride, head_stride, angle_stride, back);       \
+                                  int64_t out_stride, int64_t angle_stride, int64_t back) {                                       \
+        rotary(x, cos, sin, out, batch, tokens, heads, width, batch_stride, token_stride, head_stride, out_stride, angle_stride,  \
+               back);                                                                                                             \
     }
 ROTARY(fp32_fp32, float, float)
 ROTARY(bf16_fp32, bf16, float)

@@ -51,11 +51,16 @@ def gelu_kind(module: Any) -> str | None:
     return "tanh" if type(module) in (GELUTanh, NewGELUActivation) else None
 
 
+def is_silu(module: Any) -> bool:
+    """Whether a module is SiLU."""
+    return type(module) in (SiLUActivation, torch.nn.SiLU)
+
+
 def _gated(activation: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
     """act(gate) * up for an activation."""
     from tunesmith.native.functions import gelu_mul, silu_mul
 
-    if type(activation) in (SiLUActivation, torch.nn.SiLU):
+    if is_silu(activation):
         return silu_mul
     kind = gelu_kind(activation)
     return None if kind is None else lambda gate, up: gelu_mul(gate, up, kind)

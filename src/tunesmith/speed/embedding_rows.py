@@ -8,7 +8,7 @@ if it came from there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -97,7 +97,7 @@ class _InUse:
         assert int(places.min()) >= 0, "a token that no training row has"
         if torch.distributed.is_available() and torch.distributed.is_initialized():  # what adds gradients up wants to be handed them
             return F.embedding(places, self.rows, self.padding)
-        return _Embedding.apply(self.rows, places, self.gradient)  # type: ignore[no-any-return, no-untyped-call]
+        return embed(self.rows, places, self.gradient)
 
     def sync(self) -> torch.nn.Parameter:
         """The whole matrix, with what the rows have become."""
@@ -143,11 +143,23 @@ class _Gradient:
         self._written.append(places)
 
 
+class Gradient(Protocol):
+    """Where the gradient of an embedding goes."""
+
+    def add(self, places: torch.Tensor, grad: torch.Tensor) -> None:
+        """Adds grad [tokens, width] to that of the rows at `places`."""
+
+
+def embed(matrix: torch.Tensor, places: torch.Tensor, gradient: Gradient) -> torch.Tensor:
+    """The rows of a matrix at `places`; their gradient is added by `gradient`, and the matrix has none from here."""
+    return _Embedding.apply(matrix, places, gradient)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class _Embedding(torch.autograd.Function):
     """F.embedding whose gradient is not the size of the matrix."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.nn.Parameter, places: torch.Tensor, gradient: _Gradient) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor, places: torch.Tensor, gradient: Gradient) -> torch.Tensor:
         ctx.places, ctx.gradient = places, gradient
         return F.embedding(places, rows)
 

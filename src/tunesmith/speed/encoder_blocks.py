@@ -1,14 +1,14 @@
 """Blocks of encoders that normalise sums (BERT, RoBERTa, Electra, DistilBERT), each one function with one node in the graph.
 
-What the other accelerations make of a block's parts is done here in a row: no module is called, and autograd sees one step instead of some
-twenty. In steps of a few hundred tokens that is a fifth of the time. The numbers, and what is drawn for dropout, are the same.
+What the other accelerations make of a block's parts is done here in a row: no module is called, autograd sees one step instead of some
+twenty, and what is added or rounded is so while it is normalised. The numbers, and what is drawn for dropout, are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,38 +17,30 @@ from transformers.models.bert import modeling_bert as bert
 from transformers.models.distilbert import modeling_distilbert as distilbert
 
 from tunesmith.native.attention import Shape
-from tunesmith.native.functions import activate, activate_backward, gelu_name, normalise, normalise_backward
 from tunesmith.native.library import why_not_native
+from tunesmith.native.passes import activate, activate_backward, gelu_name, normalise, normalise_backward
 from tunesmith.registry import Acceleration
 from tunesmith.speed.activation import gelu_kind
-from tunesmith.speed.end_to_end import LAYOUTS
-from tunesmith.speed.facts import Facts, Unfit
-from tunesmith.speed.instances import body_of, compute_dtype, override
+from tunesmith.speed.blocks import Block, Tape, computes, stack_of, stacks_of, why_not_whole
+from tunesmith.speed.facts import Facts
+from tunesmith.speed.instances import compute_dtype, override
 from tunesmith.speed.kernels import draw_seed
-from tunesmith.speed.stacks import STACKS, Stack, differentiate, multiply, side_by_side
+from tunesmith.speed.stacks import Stack, side_by_side
 from tunesmith.speed.varlen import UNBOUNDED, attend, attend_backward
 
 
 def why_not(facts: Facts) -> str | None:
     """A model without blocks or with those of another kind, another device, products in fp32, or no compiled kernels."""
-    if not facts.on_cpu:
-        return "measured on processors only"
-    if not facts.bf16:
-        return "products in fp32 take so long that nothing between them shows"
-    if facts.blocks is None:
-        return "the model has no list of blocks"
-    if any(_parts(block) is None for block in facts.blocks[1]):
-        return "its blocks are of another kind"
-    return why_not_native()
+    if reason := why_not_whole(facts):
+        return reason
+    assert facts.blocks is not None
+    return "its blocks are of another kind" if any(_parts(block) is None for block in facts.blocks[1]) else why_not_native()
 
 
 def apply(facts: Facts) -> Callable[[], None]:
     """The blocks of a model whose tokens lie end to end and whose linear layers are in stacks."""
     assert facts.blocks is not None
-    stacks = {id(layer.module): stack for stack in STACKS.get(facts.model, []) for layer in stack.layers}
-    blocks = list(facts.blocks[1])
-    if blocks[0] not in LAYOUTS:
-        raise Unfit("the tokens do not lie end to end")
+    stacks, blocks = stacks_of(facts), list(facts.blocks[1])
     computed = [_Block(block, stacks) for block in blocks]
     for block, following in pairwise(computed):
         block.following = following
@@ -79,11 +71,11 @@ def _parts(block: Any) -> _Parts | None:
 
 
 def _parts_of_bert(block: Any) -> _Parts | None:
-    if not _computes(block, bert.BertLayer, "forward", "feed_forward_chunk") or block.is_decoder:
+    if not computes(block, bert.BertLayer, "forward", "feed_forward_chunk") or block.is_decoder:
         return None
     attention, first, last = block.attention.self, block.attention.output, block.output
     kinds = (block.attention, bert.BertAttention), (attention, bert.BertSelfAttention), (first, bert.BertSelfOutput)
-    if not all(_computes(module, kind) for module, kind in (*kinds, (block.intermediate, bert.BertIntermediate), (last, bert.BertOutput))):
+    if not all(computes(module, kind) for module, kind in (*kinds, (block.intermediate, bert.BertIntermediate), (last, bert.BertOutput))):
         return None
     return _Parts(
         attention,
@@ -96,10 +88,10 @@ def _parts_of_bert(block: Any) -> _Parts | None:
 
 
 def _parts_of_distilbert(block: Any) -> _Parts | None:
-    if not _computes(block, distilbert.TransformerBlock):
+    if not computes(block, distilbert.TransformerBlock):
         return None
     attention, ffn = block.attention, block.ffn
-    if not _computes(attention, distilbert.DistilBertSelfAttention) or not _computes(ffn, distilbert.FFN, "forward", "ff_chunk"):
+    if not computes(attention, distilbert.DistilBertSelfAttention) or not computes(ffn, distilbert.FFN, "forward", "ff_chunk"):
         return None
     return _Parts(
         attention,
@@ -111,65 +103,32 @@ def _parts_of_distilbert(block: Any) -> _Parts | None:
     )
 
 
-def _computes(module: Any, kind: type[Any], *methods: str) -> bool:
-    """Whether the module's code is that of the class."""
-    return all(body_of(type(module), method) == body_of(kind, method) != "" for method in methods or ("forward",))
-
-
-class _Block:
+class _Block(Block):
     """A block, computed from the stacks of its linear layers."""
 
     def __init__(self, block: Any, stacks: dict[int, Stack]) -> None:
         parts = _parts(block)
         assert parts is not None
-        self.plain, self.layout, self.attention = block.forward, LAYOUTS[block], parts.attention
-        try:
-            projections = [stacks[id(module)] for module in parts.projections]
-            ends = [stacks[id(module)] for module in (parts.attended[0], parts.up, parts.down[0])]
-        except KeyError:
-            raise Unfit("its linear layers are not in stacks") from None
-        self.queries, self.keys = projections[0], projections[1]
-        """One and the same, or those of queries, and of keys and values, where the block is given fewer tokens than it reads."""
-        if [layer.module for stack in dict.fromkeys(projections) for layer in stack.layers] != list(parts.projections):
-            raise Unfit("queries, keys and values are not made of one input")
-        if any(len(stack.layers) > 1 for stack in ends):
-            raise Unfit("linear layers share an input")
-        self.head_dim = int(self.attention.attention_head_size)
-        self.attended = _Sum(ends[0], *parts.attended[1:])
-        self.up, self.activation = ends[1], gelu_name(str(gelu_kind(parts.activation)))
-        self.down = _Sum(ends[2], *parts.down[1:])
-        self.inner = [module for module in block.modules() if module is not block]
-        self.num_hooks = self._count_hooks()
-        self.adapted = [module for module in self.inner if hasattr(module, "disable_adapters")]
-        of_keys = self.keys.parameters if self.is_last else []
-        groups = [self.queries.parameters, of_keys, self.attended.parameters, self.up.parameters, self.down.parameters]
-        self.parameters = [parameter for group in groups for parameter in group]
-        self.places = [slice(start, end) for start, end in pairwise(accumulate(map(len, groups), initial=0))]
-        """Of each group among the parameters."""
-        self.following: _Block | None = None
-        self.handed: tuple[Any, Any] = (None, None)
-        """What the block before made, and the same in the type of products."""
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it is given the tokens that are read of it, and keys and values are those of others."""
-        return self.keys is not self.queries
-
-    def _count_hooks(self) -> int:
-        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in self.inner)
+        self.attention, self.head_dim = parts.attention, int(parts.attention.attention_head_size)
+        is_last = stacks.get(id(parts.projections[0])) is not stacks.get(id(parts.projections[1]))
+        self.queries = stack_of(stacks, *(parts.projections[:1] if is_last else parts.projections))
+        self.keys = stack_of(stacks, *parts.projections[1:]) if is_last else None
+        """Where the block is given the tokens that are read of it, and keys and values are those of others."""
+        self.attended = _Sum(stack_of(stacks, parts.attended[0]), *parts.attended[1:])
+        self.up, self.activation = stack_of(stacks, parts.up), gelu_name(str(gelu_kind(parts.activation)))
+        self.down = _Sum(stack_of(stacks, parts.down[0]), *parts.down[1:])
+        of_keys = [] if self.keys is None else self.keys.parameters
+        super().__init__(block, [self.queries.parameters, of_keys, self.attended.parameters, self.up.parameters, self.down.parameters])
 
     def forward(self, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> Any:
-        """In the place of the module's; what somebody watches from inside or wants without adapters, and sums in bf16, are left to it."""
-        layout, (output, x) = self.layout, self.handed
-        self.handed = (None, None)
-        laid_out = layout.given is not None if self.is_last else layout.laid_out
-        laid_out = laid_out and hidden_states.dtype == torch.float32
-        if not laid_out or self._count_hooks() != self.num_hooks or any(module.disable_adapters for module in self.adapted):
+        """In the place of the module's."""
+        given = self.layout.given
+        (x,) = self.handed(hidden_states if given is None else given) or (None,)
+        laid_out = self.layout.laid_out if self.keys is None else given is not None
+        if not laid_out or self.is_left_to_modules(hidden_states):
             return self.plain(hidden_states, *arguments, **named)
-        read = layout.given if self.is_last else hidden_states
-        output, rounded = _Computed.apply(hidden_states, layout.given, x if output is read else None, self, *self.parameters)  # type: ignore[no-untyped-call]
-        if self.following is not None:
-            self.following.handed = output, rounded
+        output, rounded = _Computed.apply(hidden_states, given, x, self, *self.parameters)  # type: ignore[no-untyped-call]
+        self.hand_on(output, rounded)
         return output
 
     def shape(self) -> Shape:
@@ -182,35 +141,6 @@ class _Block:
         return Shape(layout.boundaries, read, UNBOUNDED, UNBOUNDED, self.attention.scaling, p, draw_seed() if p else 0)
 
 
-@dataclass
-class _Tape:
-    """What a pass leaves for its gradient, which takes the last first."""
-
-    tensors: list[torch.Tensor | None]
-    drawn: list[Any]
-
-    def multiply(self, stack: Stack, x: torch.Tensor) -> torch.Tensor:
-        """What the stack makes of x."""
-        seeds = stack.seeds()
-        outputs, inner = multiply(stack, x, seeds)
-        self.tensors += [x, inner]
-        self.drawn.append(seeds)
-        return outputs
-
-    def differentiate(
-        self, stack: Stack, grad: torch.Tensor, needs_x: bool, wanted: Sequence[bool]
-    ) -> tuple[Any, list[torch.Tensor | None]]:
-        """The gradients of x and of the stack's parameters."""
-        x, inner = self.take(2)
-        return differentiate(stack, grad, x, inner, self.drawn.pop(), needs_x, wanted)
-
-    def take(self, count: int) -> list[Any]:
-        """The last tensors, in the order in which they came."""
-        taken = self.tensors[-count:]
-        del self.tensors[-count:]
-        return taken
-
-
 class _Sum:
     """norm(residual + dropout(linear(x)))."""
 
@@ -218,7 +148,7 @@ class _Sum:
         self.stack, self.dropout, self.norm = stack, dropout, norm
         self.parameters = [*stack.parameters, norm.weight, norm.bias]
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor, tape: _Tape) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, residual: torch.Tensor, tape: Tape) -> tuple[torch.Tensor, torch.Tensor]:
         """The result in the residual's type, and in that of x."""
         outputs = tape.multiply(self.stack, x)
         p = self.dropout.p if self.dropout is not None and self.dropout.training else 0.0
@@ -230,7 +160,7 @@ class _Sum:
         return result, result if rounded is None else rounded
 
     def backward(
-        self, grad: torch.Tensor, more: torch.Tensor | None, tape: _Tape, needs_x: bool, wanted: Sequence[bool]
+        self, grad: torch.Tensor, more: torch.Tensor | None, tape: Tape, needs_x: bool, wanted: Sequence[bool]
     ) -> tuple[torch.Tensor, Any, list[torch.Tensor | None]]:
         """The gradients of residual, x and parameters, from that of the result, which may have two parts."""
         total, mean, rstd = tape.take(3)
@@ -251,12 +181,12 @@ class _Computed(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, given: torch.Tensor | None, x: torch.Tensor | None, block: _Block, *parameters: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        dtype, width, tape = compute_dtype(hidden), hidden.shape[2], _Tape([], [])
+        dtype, width, tape = compute_dtype(hidden), hidden.shape[2], Tape([], [])
         with torch.autocast("cpu", enabled=False):
             residual = hidden.reshape(-1, width)
             x = (hidden if given is None else given).reshape(-1, width).to(dtype) if x is None else x
             parts = block.queries.split(tape.multiply(block.queries, x if given is None else residual.to(dtype)))
-            if given is not None:
+            if block.keys is not None:
                 parts += block.keys.split(tape.multiply(block.keys, x))
             q, k, v = (part.view(len(part), -1, block.head_dim) for part in parts)
             shape = block.shape()
@@ -277,7 +207,7 @@ class _Computed(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-        block, tape, width = ctx.block, _Tape(list(ctx.saved_tensors), list(ctx.drawn)), grad.shape[2]
+        block, tape, width = ctx.block, Tape(list(ctx.saved_tensors), list(ctx.drawn)), grad.shape[2]
         needs_hidden, needs_given, _, _, *flags = ctx.needs_input_grad
         queries, keys, attended, up, down = (flags[part] for part in block.places)
         of_middle, of_inner, of_down = block.down.backward(grad.reshape(-1, width), None, tape, True, down)
@@ -292,7 +222,7 @@ class _Computed(torch.autograd.Function):
             *inputs, row_sums = tape.take(5)
             found, _ = attend_backward(inputs, of_out.view(inputs[3].shape), row_sums, *tape.drawn.pop())
             grads = [part.flatten(1) for part in found]
-            if block.is_last:
+            if block.keys is not None:
                 of_given, of_keys = tape.differentiate(block.keys, side_by_side(grads[1:]), needs_given, keys)
                 grads = grads[:1]
             of_input, of_queries = tape.differentiate(block.queries, side_by_side(grads), needs_hidden, queries)

@@ -25,13 +25,13 @@ def why_not(facts: Facts) -> str | None:
 
 def apply(facts: Facts) -> Callable[[], None]:
     """Attention layers of Llama's make: four projections, and positions that turn queries and keys."""
-    forwards = {module: _forward(module) for module in facts.model.modules() if _is_llama_like(module)}
+    forwards = {module: _forward(module) for module in facts.model.modules() if is_llama_like(module)}
     if not forwards:
         raise Unfit("the model's attention is of another make")
     return override(forwards)
 
 
-def _is_llama_like(module: torch.nn.Module) -> bool:
+def is_llama_like(module: torch.nn.Module) -> bool:
     """Whether the code of the module is that of Llama's attention, but for norms of queries and keys and a window."""
     if not type(module).__name__.endswith("Attention"):
         return False
@@ -45,14 +45,15 @@ def _is_llama_like(module: torch.nn.Module) -> bool:
     return body == body_of(LlamaAttention)
 
 
-def _window(module: Any) -> int | None:
+def window_of(module: Any) -> int | None:
+    """How many tokens a query of this attention layer sees, as transformers counts them; None for all."""
     return module.sliding_window if hasattr(module, "sliding_window") else getattr(module.config, "sliding_window", None)
 
 
 def _forward(module: Any) -> Callable[..., Any]:
     from tunesmith.native.functions import rotary
 
-    plain, window = module.forward, _window(module)
+    plain, window = module.forward, window_of(module)
 
     def forward(
         hidden_states: torch.Tensor,

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import tiny_models
+from graphs import node_names
 from tunesmith.native.library import library
 from tunesmith.speed.choose import accelerated, choose
 from tunesmith.speed.facts import Facts
@@ -56,17 +57,6 @@ def _computed(model: Any, names: list[str], bf16: bool = True) -> dict[str, torc
     return {"logits": logits.detach(), **found}
 
 
-def _nodes(logits: torch.Tensor) -> list[str]:
-    """The names of the functions that logits came through."""
-    seen, left = {}, [logits.grad_fn]
-    while left:
-        node = left.pop()
-        if node is not None and node not in seen:
-            seen[node] = node.name()
-            left += [following for following, _ in node.next_functions]
-    return list(seen.values())
-
-
 @pytest.mark.parametrize("task", ["AutoModelForSequenceClassification", "AutoModelForTokenClassification"])
 @pytest.mark.parametrize("make", [lambda model: model, _adapted, _frozen_below], ids=["full", "lora", "frozen"])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
@@ -98,7 +88,7 @@ def test_distilbert_rounds_once_less(tmp_path: Path) -> None:
 def test_a_block_is_one_node(tmp_path: Path) -> None:
     model = _model(tmp_path)
     with accelerated(Facts(model, bf16=True), [*NAMES, "encoder_blocks"]), torch.autocast("cpu", torch.bfloat16):
-        nodes = _nodes(model(**_batch()).logits)
+        nodes = node_names(model(**_batch()).logits)
     assert nodes.count("_ComputedBackward") == model.config.num_hidden_layers
     assert not {"_StackedBackward", "_AttentionBackward"} & set(nodes)
 
@@ -107,9 +97,9 @@ def test_who_watches_a_module_sees_it(tmp_path: Path) -> None:
     model, seen = _model(tmp_path), []
     with accelerated(Facts(model, bf16=True), [*NAMES, "encoder_blocks"]), torch.autocast("cpu", torch.bfloat16):
         handle = model.base_model.encoder.layer[0].intermediate.register_forward_hook(lambda *given: seen.append(given[2].shape))
-        nodes = _nodes(model(**_batch()).logits)
+        nodes = node_names(model(**_batch()).logits)
         handle.remove()
-        again = _nodes(model(**_batch()).logits)
+        again = node_names(model(**_batch()).logits)
     assert len(seen) == 1
     assert again.count("_ComputedBackward") == nodes.count("_ComputedBackward") + 1
 
@@ -136,4 +126,4 @@ def test_says_why_not(kind: str, reason: str, tmp_path: Path) -> None:
 def test_wants_what_it_is_made_of(tmp_path: Path) -> None:
     _, decisions = choose(Facts(_model(tmp_path), bf16=True), ["linear"])
     said = {decision.field: decision.because for decision in decisions}
-    assert said["speed.encoder_blocks"] == "its linear layers are not in stacks"
+    assert said["speed.encoder_blocks"] == "its linear layers are not in stacks as blocks of its kind have them"

@@ -1,0 +1,173 @@
+"""Kernels of a network and of its gradient without a graph, in fp32 or bf16: functions.py gives them one, blocks call them in a row."""
+
+from __future__ import annotations
+
+import torch
+
+from tunesmith.native.library import call
+
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+def normalise(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    p: float,
+    seed: int,
+    rounded: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(`dropout_add_layer_norm`, or `layer_norm` without a residual; what is normalised, its means and 1 / its deviations).
+
+    `rounded` is filled with the first in bf16.
+    """
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    if residual is not None:
+        assert residual.shape == x.shape
+        residual = residual.to(dtype)
+        check(residual)
+    check(x)
+    rows, width = rows_of(x, weight, bias)
+    total = x if residual is None else torch.empty(x.shape, dtype=dtype)
+    out = torch.empty(x.shape, dtype=dtype)
+    mean, rstd = torch.empty(rows), torch.empty(rows)
+    kernel = f"layer_norm_{NAMES[x.dtype]}_{NAMES[dtype]}"
+    call(kernel, x, residual, weight.float(), bias.float(), total, out, rounded, mean, rstd, rows, width, eps, p, seed)
+    return out, total, mean, rstd
+
+
+def normalise_backward(
+    grad: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    x_dtype: torch.dtype | None,
+    p: float,
+    seed: int,
+    more: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """The gradients of what is normalised, of what was dropped from before (None without `x_dtype`), of weight and of bias.
+
+    The gradient of the result is `grad`, or its sum with `more` [rows, width], whose rows may lie apart.
+    """
+    if more is not None and more.dtype != torch.bfloat16:
+        grad, more = grad + more, None
+    assert more is None or (more.shape == grad.shape and more.stride(1) == 1), (more.shape, more.stride())
+    grad_total = torch.empty_like(total)
+    grad_x = None if x_dtype is None else torch.empty(total.shape, dtype=x_dtype)
+    grad_weight, grad_bias = torch.zeros(weight.shape), torch.zeros(weight.shape)
+    call(
+        f"layer_norm_backward_{NAMES[x_dtype or total.dtype]}_{NAMES[total.dtype]}",
+        *(total, weight.float(), mean, rstd, grad.contiguous(), more, 0 if more is None else more.stride(0)),
+        *(grad_total, grad_x, grad_weight, grad_bias, len(mean), len(weight), p, seed),
+    )
+    return grad_total, grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+
+
+def add_rms_norm(
+    x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(residual + x, or the residual alone, in fp32; its LlamaRMSNorm in `dtype`, which is x's; 1 / the root mean square of each row)."""
+    check(residual)
+    assert residual.dtype == torch.float32
+    assert x is None or (x.shape, x.dtype, x.is_contiguous()) == (residual.shape, dtype, True)
+    rows, width = rows_of(residual, weight)
+    total = residual if x is None else torch.empty_like(residual)
+    out, rstd = torch.empty(residual.shape, dtype=dtype), torch.empty(rows)
+    call(f"add_rms_norm_{NAMES[dtype]}", x, residual, weight.float(), total, out, rstd, rows, width, eps)
+    return total, out, rstd
+
+
+def add_rms_norm_backward(
+    grad: torch.Tensor, more: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, rounds: bool, trains: bool
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The gradient of the total, from that of its norm [rows, width], whose rows may lie apart, and `more` of its own; the same in the type
+    of `grad` if it `rounds`; and that of the weight if it `trains`."""
+    assert more.dtype == total.dtype == torch.float32
+    check(more)
+    assert grad.stride(1) == 1, grad.stride()
+    grad_total = torch.empty_like(total)
+    rounded = torch.empty(total.shape, dtype=grad.dtype) if rounds else None
+    grad_weight = torch.zeros(weight.shape) if trains else None
+    tensors = total, weight.float(), rstd, grad, grad.stride(0), more, grad_total, rounded, grad_weight
+    call(f"add_rms_norm_backward_{NAMES[grad.dtype]}", *tensors, len(rstd), len(weight))
+    return grad_total, rounded, None if grad_weight is None else grad_weight.to(weight.dtype)
+
+
+def activate(x: torch.Tensor, kernel: str) -> torch.Tensor:
+    """What an activation of one input, as `gelu_name` names it, makes of x."""
+    check(x)
+    out = torch.empty_like(x)
+    call(f"{kernel}_{NAMES[x.dtype]}", x, out, x.numel())
+    return out
+
+
+def activate_backward(x: torch.Tensor, grad: torch.Tensor, kernel: str) -> torch.Tensor:
+    """The gradient of x."""
+    grad_x = torch.empty_like(x)
+    call(f"backward_{kernel}_{NAMES[x.dtype]}", x, grad.contiguous(), grad_x, x.numel())
+    return grad_x
+
+
+def multiply_by_gate(gate: torch.Tensor, up: torch.Tensor, kernel: str) -> torch.Tensor:
+    """activation(gate) * up; their rows may lie apart."""
+    assert gate.shape == up.shape
+    assert gate.dtype == up.dtype, (gate.dtype, up.dtype)
+    assert _row_stride(up) == _row_stride(gate)
+    out = torch.empty(gate.shape, dtype=gate.dtype)
+    width = gate.shape[-1]
+    call(f"times_{kernel}_{NAMES[gate.dtype]}", gate, up, out, gate.numel() // max(width, 1), width, _row_stride(gate))
+    return out
+
+
+def multiply_by_gate_backward(gate: torch.Tensor, up: torch.Tensor, grad: torch.Tensor, kernel: str) -> torch.Tensor:
+    """The gradients of gate and up, side by side as of one product: [..., 2 width]."""
+    width = gate.shape[-1]
+    both = torch.empty(*gate.shape[:-1], 2 * width, dtype=gate.dtype)
+    sizes = gate.numel() // max(width, 1), width, _row_stride(gate), 2 * width
+    call(f"times_backward_{kernel}_{NAMES[gate.dtype]}", gate, up, grad.contiguous(), both, both[..., width:], *sizes)
+    return both
+
+
+def rotate_(rows: torch.Tensor, heads: int, cos: torch.Tensor, sin: torch.Tensor, back: bool) -> None:
+    """Rotary positions of the first `heads` heads of rows [tokens, columns] in place, by cos and sin [tokens, head size]; or back."""
+    check(cos)
+    check(sin)
+    width = cos.shape[-1]
+    assert rows.stride(1) == 1
+    assert heads * width <= rows.shape[1]
+    assert cos.numel() == sin.numel() == len(rows) * width
+    strides = 0, rows.stride(0), width, rows.stride(0), 0
+    call(f"rotary_{NAMES[rows.dtype]}_{NAMES[cos.dtype]}", rows, cos, sin, rows, 1, len(rows), heads, width, *strides, int(back))
+
+
+def gelu_name(approximate: str) -> str:
+    """What the kernel is called of a GELU that is exact (`none`) or approximated (`tanh`)."""
+    return {"none": "gelu", "tanh": "gelu_tanh"}[approximate]
+
+
+def check(x: torch.Tensor) -> None:
+    """Holds a tensor to what kernels read."""
+    assert (x.device.type, x.dtype) in (("cpu", dtype) for dtype in NAMES), (x.device, x.dtype)
+    assert x.is_contiguous(), x.stride()
+
+
+def rows_of(x: torch.Tensor, *weights: torch.Tensor) -> tuple[int, int]:
+    """(how many rows, how wide), and a number in each of `weights` for every column."""
+    width = x.shape[-1]
+    assert all(weight.shape == (width,) and weight.is_contiguous() for weight in weights), x.shape
+    return x.numel() // max(width, 1), width
+
+
+def _row_stride(x: torch.Tensor) -> int:
+    """How far the rows of the last dimension lie apart, which must be the same for all."""
+    if x.numel() == 0:
+        return x.shape[-1]
+    rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
+    assert x.device.type == "cpu", x.device
+    assert rows.data_ptr() == x.data_ptr(), x.stride()
+    assert rows.stride(1) == 1, x.stride()
+    return rows.stride(0) if len(rows) > 1 else x.shape[-1]

@@ -1,0 +1,186 @@
+"""Blocks of decoders of Llama's make (SmolLM, Mistral, Qwen2), each one function with one node in the graph.
+
+As with encoder_blocks no module is called. The sum of hidden states and what a sublayer adds is normalised while it is made, straight to
+the type of products, the next block's first norm included; its gradient is added up likewise. Positions turn queries and keys in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from transformers.models.llama import modeling_llama as llama
+
+from tunesmith.native.attention import Shape
+from tunesmith.native.library import why_not_native
+from tunesmith.native.passes import (
+    add_rms_norm,
+    add_rms_norm_backward,
+    gelu_name,
+    multiply_by_gate,
+    multiply_by_gate_backward,
+    rotate_,
+)
+from tunesmith.registry import Acceleration
+from tunesmith.speed.activation import gelu_kind, is_silu
+from tunesmith.speed.blocks import Block, Tape, computes, stack_of, stacks_of, why_not_whole
+from tunesmith.speed.facts import Facts
+from tunesmith.speed.instances import compute_dtype, override
+from tunesmith.speed.kernels import draw_seed
+from tunesmith.speed.rotary import is_llama_like, window_of
+from tunesmith.speed.stacks import Stack, side_by_side
+from tunesmith.speed.varlen import UNBOUNDED, attend, attend_backward
+
+
+def why_not(facts: Facts) -> str | None:
+    """A model without blocks or with those of another kind, another device, products in fp32, or no compiled kernels."""
+    if reason := why_not_whole(facts):
+        return reason
+    assert facts.blocks is not None
+    return why_not_native() if all(map(_is_known, facts.blocks[1])) else "its blocks are of another kind"
+
+
+def apply(facts: Facts) -> Callable[[], None]:
+    """The blocks of a model whose tokens lie end to end and whose linear layers are in stacks."""
+    assert facts.blocks is not None
+    stacks, blocks = stacks_of(facts), list(facts.blocks[1])
+    computed = [_Block(block, stacks) for block in blocks]
+    for block, following in pairwise(computed):
+        block.following = following
+    return override({block: own.forward for block, own in zip(blocks, computed, strict=True)})
+
+
+def _is_known(block: Any) -> bool:
+    if not computes(block, llama.LlamaDecoderLayer) or not is_llama_like(block.self_attn) or hasattr(block.self_attn, "q_norm"):
+        return False
+    norms = block.input_layernorm, block.post_attention_layernorm
+    known = computes(block.mlp, llama.LlamaMLP) and all(computes(norm, llama.LlamaRMSNorm) for norm in norms)
+    return known and (is_silu(block.mlp.act_fn) or gelu_kind(block.mlp.act_fn) is not None)
+
+
+class _Block(Block):
+    """A block, computed from the stacks of its linear layers."""
+
+    def __init__(self, block: Any, stacks: dict[int, Stack]) -> None:
+        self.attention, mlp = block.self_attn, block.mlp
+        self.projections = stack_of(stacks, self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
+        self.attended, self.gates, self.down = (
+            stack_of(stacks, self.attention.o_proj),
+            stack_of(stacks, mlp.gate_proj, mlp.up_proj),
+            stack_of(stacks, mlp.down_proj),
+        )
+        self.activation = "silu" if is_silu(mlp.act_fn) else gelu_name(str(gelu_kind(mlp.act_fn)))
+        self.norm, self.middle_norm = block.input_layernorm, block.post_attention_layernorm
+        self.head_dim = int(self.attention.head_dim)
+        self.rotated = sum(self.projections.out_sizes[:2]) // self.head_dim
+        """Heads of queries and keys."""
+        groups = [stack.parameters for stack in (self.projections, self.attended, self.gates, self.down)]
+        super().__init__(block, [[self.norm.weight, self.middle_norm.weight], *groups])
+
+    def forward(self, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        """In the place of the module's."""
+        x, rstd = self.handed(hidden_states) or (None, None)
+        angles = named.get("position_embeddings")
+        if not self.layout.laid_out or angles is None or self.is_left_to_modules(hidden_states):
+            return self.plain(hidden_states, *arguments, **named)
+        output, *made_of_it = _Computed.apply(hidden_states, x, rstd, *angles, self, *self.parameters)  # type: ignore[no-untyped-call]
+        self.hand_on(output, *made_of_it)
+        return output
+
+    def shape(self) -> Shape:
+        """Of attention in the pass under way."""
+        assert self.layout.boundaries is not None
+        window = window_of(self.attention)
+        p = self.attention.attention_dropout if self.attention.training else 0.0
+        left = UNBOUNDED if window is None else window - 1
+        return Shape(self.layout.boundaries, self.layout.boundaries, left, 0, self.attention.scaling, p, draw_seed() if p else 0)
+
+
+def _normalise(x: torch.Tensor | None, residual: torch.Tensor, norm: Any, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return add_rms_norm(x, residual, norm.weight, norm.variance_epsilon, dtype)
+
+
+class _Computed(torch.autograd.Function):
+    """A block's output, [1, tokens, hidden], and of it the next block's normalised input, with 1 / its root mean squares.
+
+    `x` and `rstd` are these of the hidden states, if they are known.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        x: torch.Tensor | None,
+        rstd: torch.Tensor | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        block: _Block,
+        *parameters: torch.Tensor,
+    ) -> tuple[torch.Tensor | None, ...]:
+        dtype, tape = compute_dtype(hidden), Tape([], [])
+        with torch.autocast("cpu", enabled=False):
+            residual = hidden.reshape(-1, hidden.shape[2])
+            if x is None or rstd is None:
+                _, x, rstd = _normalise(None, residual, block.norm, dtype)
+            rows = tape.multiply(block.projections, x)
+            rotate_(rows, block.rotated, cos, sin, back=False)
+            q, k, v = (part.view(len(part), -1, block.head_dim) for part in block.projections.split(rows))
+            shape = block.shape()
+            out, row_sums, plan = attend(q, k, v, shape)
+            tape.tensors += [q, k, v, out, row_sums]
+            tape.drawn.append((plan, shape))
+            middle, middle_x, middle_rstd = _normalise(tape.multiply(block.attended, out.flatten(1)), residual, block.middle_norm, dtype)
+            gates = tape.multiply(block.gates, middle_x)
+            tape.tensors.append(gates)
+            gate, up = block.gates.split(gates)
+            added = tape.multiply(block.down, multiply_by_gate(gate, up, block.activation))
+            next_x = next_rstd = None
+            if block.following is None:
+                output = middle + added
+            else:
+                output, next_x, next_rstd = _normalise(added, middle, block.following.norm, dtype)
+                ctx.mark_non_differentiable(next_x, next_rstd)
+        ctx.save_for_backward(*tape.tensors, residual, rstd, middle, middle_rstd, cos, sin)
+        ctx.drawn, ctx.block = tape.drawn, block
+        return output.view(hidden.shape), next_x, next_rstd
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: torch.Tensor, *of_made_of_it: Any) -> tuple[torch.Tensor | None, ...]:
+        *tensors, residual, rstd, middle, middle_rstd, cos, sin = ctx.saved_tensors
+        block, tape, dtype = ctx.block, Tape(tensors, list(ctx.drawn)), tensors[0].dtype
+        needs_hidden, flags = ctx.needs_input_grad[0], ctx.needs_input_grad[6:]
+        norms, projections, attended, gates, down = (flags[part] for part in block.places)
+        of_norm: torch.Tensor | None = None
+        of_projections: Sequence[torch.Tensor | None] = [None] * len(projections)
+        grad = grad_output.reshape(-1, grad_output.shape[2])
+        of_gated, of_down = tape.differentiate(block.down, grad.to(dtype), True, down)
+        gate, up = block.gates.split(tape.take(1)[0])
+        of_both = multiply_by_gate_backward(gate, up, of_gated, block.activation)
+        of_x, of_gates = tape.differentiate(block.gates, of_both, True, gates)
+        weight = block.middle_norm.weight
+        grad, rounded, of_middle_norm = add_rms_norm_backward(of_x, grad, middle, weight, middle_rstd, True, norms[1])
+        assert rounded is not None
+        needs_x = needs_hidden or norms[0]
+        needs_projections = needs_x or any(projections)
+        of_out, of_attended = tape.differentiate(block.attended, rounded, needs_projections, attended)
+        if needs_projections:
+            *inputs, row_sums = tape.take(5)
+            of_inputs, _ = attend_backward(inputs, of_out.view(inputs[3].shape), row_sums, *tape.drawn.pop())
+            rows = side_by_side([part.flatten(1) for part in of_inputs])
+            rotate_(rows, block.rotated, cos, sin, back=True)
+            of_x, of_projections = tape.differentiate(block.projections, rows, needs_x, projections)
+            if needs_x:
+                grad, _, of_norm = add_rms_norm_backward(of_x, grad, residual, block.norm.weight, rstd, False, norms[0])
+        return grad[None], None, None, None, None, None, of_norm, of_middle_norm, *of_projections, *of_attended, *of_gates, *of_down
+
+
+DECODER_BLOCKS = Acceleration(
+    name="decoder_blocks",
+    summary="a block of Llama's make is one function, with nothing between its products",
+    why_not=why_not,
+    apply=apply,
+)

@@ -1,0 +1,114 @@
+"""A block of Llama's make computed as one function has the numbers, and the draws, of the same kernels called by its modules: products of the
+same bits, and sums in fp32 that may be in another order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+import tiny_models
+from graphs import node_names
+from tunesmith.native.library import library
+from tunesmith.speed.choose import accelerated, choose
+from tunesmith.speed.facts import Facts
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no compiled kernels")
+
+NAMES = ["end_to_end", "linear", "norm", "activation", "rotary"]
+LENGTHS = (23, 9, 1)
+
+
+def _model(kind: str) -> Any:
+    torch.manual_seed(0)
+    model = tiny_models.tiny_decoder(kind, 64)
+    model.config.attention_dropout = 0.2
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.2
+    return model.train()
+
+
+def _adapted(model: Any) -> Any:
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_dropout=0.3, target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return adapted.train()
+
+
+def _frozen_below(model: Any) -> Any:
+    for parameter in [*model.model.embed_tokens.parameters(), *model.model.layers[0].parameters()]:
+        parameter.requires_grad = False
+    return model
+
+
+def _computed(model: Any, names: list[str]) -> dict[str, torch.Tensor]:
+    """Logits of real tokens and gradients of a pass in bf16, by name."""
+    mask = (torch.arange(max(LENGTHS))[None, :] < torch.tensor(LENGTHS)[:, None]).long()
+    ids = (torch.arange(mask.numel()).view(mask.shape) % 60 + 3) * mask
+    model.zero_grad()
+    torch.manual_seed(7)
+    with accelerated(Facts(model, bf16=True), names), torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=ids, attention_mask=mask).logits.float()[mask == 1]
+        (logits * torch.linspace(1, 2, logits.numel()).view(logits.shape)).sum().backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {"logits": logits.detach(), **found}
+
+
+@pytest.mark.parametrize("make", [lambda model: model, _adapted, _frozen_below], ids=["full", "lora", "frozen"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_numbers_are_those_of_the_modules(kind: str, make: Any) -> None:
+    model = make(_model(kind))
+    expected, found = _computed(model, NAMES), _computed(model, [*NAMES, "decoder_blocks"])
+    assert expected.keys() == found.keys()
+    assert torch.equal(expected["logits"], found["logits"])
+    apart = {name: float((tensor - found[name]).abs().max() / tensor.abs().max()) for name, tensor in expected.items()}
+    assert {name: by for name, by in apart.items() if by > 1e-6} == {}
+    assert not torch.equal(expected["logits"], _computed(model.eval(), NAMES)["logits"])  # something was dropped
+
+
+def test_a_block_is_one_node() -> None:
+    model = _model("llama")
+    facts = Facts(model, bf16=True)
+    names, _ = choose(facts, [])
+    with accelerated(facts, names), torch.autocast("cpu", torch.bfloat16):
+        nodes = node_names(model(input_ids=torch.arange(3, 11)[None], attention_mask=torch.ones(1, 8)).logits)
+    assert nodes.count("_ComputedBackward") == model.config.num_hidden_layers
+    assert not {"_StackedBackward", "_AttentionBackward", "_RotaryBackward"} & set(nodes)
+
+
+def test_it_writes_as_its_modules_do() -> None:
+    model = _model("llama").eval()
+    prompt = torch.arange(3, 11)[None]
+    expected = model.generate(prompt, max_new_tokens=8, do_sample=False)
+    with accelerated(Facts(model, bf16=True), [*NAMES, "decoder_blocks"]):
+        assert torch.equal(model.generate(prompt, max_new_tokens=8, do_sample=False), expected)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "phi3", "gpt_neox"])
+def test_says_why_not(kind: str) -> None:
+    _, decisions = choose(Facts(_model(kind), bf16=True), [])
+    said = next(decision.because for decision in decisions if decision.field == "speed.decoder_blocks")
+    assert said == "its blocks are of another kind"
+
+
+def test_a_run_in_fp32_has_none() -> None:
+    _, decisions = choose(Facts(_model("llama"), bf16=False), [])
+    said = next(decision.because for decision in decisions if decision.field == "speed.decoder_blocks")
+    assert "fp32" in said
+
+
+def test_a_model_is_as_it_was_afterwards(tmp_path: Path) -> None:
+    model = _model("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with accelerated(Facts(model, bf16=True), choose(Facts(model, bf16=True), [])[0]):
+        pass
+    assert not any("forward" in vars(module) for module in model.modules())
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in before.items())
