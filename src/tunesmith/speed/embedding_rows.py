@@ -151,15 +151,16 @@ class Gradient(Protocol):
 
 
 def embed(matrix: torch.Tensor, places: torch.Tensor, gradient: Gradient) -> torch.Tensor:
-    """The rows of a matrix at `places`; their gradient is added by `gradient`, and the matrix has none from here."""
-    return _Embedding.apply(matrix, places, gradient)  # type: ignore[no-any-return, no-untyped-call]
+    """The rows of a matrix at `places`; `gradient` is given theirs, and the matrix is no part of the graph from here."""
+    reached = torch.zeros((), requires_grad=torch.is_grad_enabled())
+    return _Embedding.apply(reached, matrix.detach(), places, gradient)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Embedding(torch.autograd.Function):
-    """F.embedding whose gradient is not the size of the matrix."""
+    """F.embedding whose gradient is not the size of the matrix; the first input is there to be reached by the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, places: torch.Tensor, gradient: Gradient) -> torch.Tensor:
+    def forward(ctx: Any, reached: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, gradient: Gradient) -> torch.Tensor:
         ctx.places, ctx.gradient = places, gradient
         return F.embedding(places, rows)
 
@@ -167,7 +168,7 @@ class _Embedding(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         ctx.gradient.add(ctx.places.flatten(), grad.flatten(0, -2))
-        return None, None, None
+        return None, None, None, None
 
 
 def _rows_in_use(facts: Facts, module: torch.nn.Embedding) -> torch.Tensor:

@@ -45,6 +45,18 @@ def test_gradients_are_those_of_embedding_and_head(padding: int | None) -> None:
     assert all(map(torch.equal, _gradients(model), expected))  # as it was
 
 
+def test_it_is_added_to_the_heads_where_it_lies() -> None:
+    model, seen = _model(), []
+    weight = model.get_input_embeddings().weight
+    undo = tied_embeddings.apply(Facts(model, bf16=False))
+    weight.register_post_accumulate_grad_hook(lambda parameter: seen.append((parameter.grad.data_ptr(), parameter.grad.clone())))
+    model(input_ids=BATCHES[1]).logits.square().mean().backward()
+    undo()
+    assert [place for place, _ in seen] == [weight.grad.data_ptr()]  # the head's alone went through the graph
+    assert not torch.equal(seen[0][1][[1, 2, 9]], weight.grad[[1, 2, 9]])
+    assert torch.equal(seen[0][1][10:], weight.grad[10:])
+
+
 def test_a_matrix_without_a_gradient_gets_one() -> None:
     model = _model()
     undo = tied_embeddings.apply(Facts(model, bf16=False))
