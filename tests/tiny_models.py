@@ -157,3 +157,14 @@ def save_tiny(kind: str, folder: Path, auto_model: str = "AutoModel") -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def adapted(model: Any, **settings: Any) -> Any:
+    """The model in training mode with LoRA on all linear layers, B away from zero."""
+    import peft
+
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", **settings))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return adapted.train()

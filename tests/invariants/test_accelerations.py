@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 import transformers
@@ -125,24 +124,15 @@ def test_each_alone(name: str, tmp_path: Path) -> None:
     assert name in elsewhere or needed in map(set, used)
 
 
-def with_adapters(model: Any, **settings: Any) -> Any:
-    """LoRA on all linear layers, B away from zero."""
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", **settings))
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return adapted.train()
-
-
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])
 def test_adapters(settings: dict[str, Any]) -> None:
     model = without_dropout(tiny_models.tiny_decoder("llama", VOCABULARY))
-    assert "end_to_end" in assert_same(with_adapters(model, **settings))
+    assert "end_to_end" in assert_same(tiny_models.adapted(model, **settings))
 
 
 def test_dropout_of_adapters_is_the_same_forward_and_backward() -> None:
     """The gradient along a direction is the slope of the loss: forward and backward draw one mask."""
-    model = with_adapters(without_dropout(tiny_models.tiny_decoder("llama", VOCABULARY)), lora_dropout=0.5)
+    model = tiny_models.adapted(without_dropout(tiny_models.tiny_decoder("llama", VOCABULARY)), lora_dropout=0.5)
     facts = facts_of(model)
     names, _ = choose(facts, [])
     assert "linear" in names
@@ -166,7 +156,7 @@ def test_dropout_of_adapters_is_the_same_forward_and_backward() -> None:
     assert (ends[0] - ends[1]) / 2e-3 == pytest.approx(slope, rel=0.02)
 
 
-@pytest.mark.parametrize("make", [lambda model: model, with_adapters], ids=["full", "lora"])
+@pytest.mark.parametrize("make", [lambda model: model, tiny_models.adapted], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
 def test_bf16_is_no_further_from_fp32(kind: str, make: Callable[[Any], Any]) -> None:
     model = make(without_dropout(tiny_models.tiny_decoder(kind, VOCABULARY))).train()

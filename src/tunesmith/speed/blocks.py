@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 
+from tunesmith.native.library import why_not_native
 from tunesmith.speed.end_to_end import LAYOUTS
 from tunesmith.speed.facts import Facts, Unfit
-from tunesmith.speed.instances import body_of
+from tunesmith.speed.instances import body_of, override
 from tunesmith.speed.stacks import STACKS, Stack, differentiate, multiply
 
 
-def why_not_whole(facts: Facts) -> str | None:
-    """Why no block of a model can be one function: no blocks, another device, or products in fp32."""
+def why_not_whole(facts: Facts, is_known: Callable[[Any], bool]) -> str | None:
+    """Why the blocks of a model cannot be one function each: none of a known kind, another device, products in fp32, no kernels."""
     if not facts.on_cpu:
         return "measured on processors only"
     if not facts.bf16:
         return "products in fp32 take so long that nothing between them shows"
-    return "the model has no list of blocks" if facts.blocks is None else None
+    if facts.blocks is None:
+        return "the model has no list of blocks"
+    return why_not_native() if all(map(is_known, facts.blocks[1])) else "its blocks are of another kind"
 
 
-def stacks_of(facts: Facts) -> dict[int, Stack]:
-    """The stack of each linear layer, by the identity of what the model calls."""
+def apply_to_blocks(facts: Facts, make: Callable[[Any, dict[int, Stack]], Any]) -> Callable[[], None]:
+    """Computes each block of a model whose tokens lie end to end by what is made of it and of the stacks of its linear layers, which are
+    found by the identity of what the model calls."""
     assert facts.blocks is not None
-    if facts.blocks[1][0] not in LAYOUTS:
+    blocks = list(facts.blocks[1])
+    if blocks[0] not in LAYOUTS:
         raise Unfit("the tokens do not lie end to end")
-    return {id(layer.module): stack for stack in STACKS.get(facts.model, []) for layer in stack.layers}
+    stacks = {id(layer.module): stack for stack in STACKS.get(facts.model, []) for layer in stack.layers}
+    computed = [make(block, stacks) for block in blocks]
+    for block, following in pairwise(computed):
+        block.following = following
+    return override({block: own.forward for block, own in zip(blocks, computed, strict=True)})
 
 
 def computes(module: Any, kind: type[Any], *methods: str) -> bool:

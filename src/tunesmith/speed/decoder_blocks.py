@@ -7,7 +7,6 @@ the type of products, the next block's first norm included; its gradient is adde
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch.autograd.function import once_differentiable
 from transformers.models.llama import modeling_llama as llama
 
 from tunesmith.native.attention import Shape
-from tunesmith.native.library import why_not_native
 from tunesmith.native.passes import (
     add_rms_norm,
     add_rms_norm_backward,
@@ -26,9 +24,9 @@ from tunesmith.native.passes import (
 )
 from tunesmith.registry import Acceleration
 from tunesmith.speed.activation import gelu_kind, is_silu
-from tunesmith.speed.blocks import Block, Tape, computes, stack_of, stacks_of, why_not_whole
+from tunesmith.speed.blocks import Block, Tape, apply_to_blocks, computes, stack_of, why_not_whole
 from tunesmith.speed.facts import Facts
-from tunesmith.speed.instances import compute_dtype, override
+from tunesmith.speed.instances import compute_dtype
 from tunesmith.speed.kernels import draw_seed
 from tunesmith.speed.rotary import is_llama_like, window_of
 from tunesmith.speed.stacks import Stack, side_by_side
@@ -36,21 +34,13 @@ from tunesmith.speed.varlen import UNBOUNDED, attend, attend_backward
 
 
 def why_not(facts: Facts) -> str | None:
-    """A model without blocks or with those of another kind, another device, products in fp32, or no compiled kernels."""
-    if reason := why_not_whole(facts):
-        return reason
-    assert facts.blocks is not None
-    return why_not_native() if all(map(_is_known, facts.blocks[1])) else "its blocks are of another kind"
+    """What blocks.py says, and blocks of another make."""
+    return why_not_whole(facts, _is_known)
 
 
 def apply(facts: Facts) -> Callable[[], None]:
     """The blocks of a model whose tokens lie end to end and whose linear layers are in stacks."""
-    assert facts.blocks is not None
-    stacks, blocks = stacks_of(facts), list(facts.blocks[1])
-    computed = [_Block(block, stacks) for block in blocks]
-    for block, following in pairwise(computed):
-        block.following = following
-    return override({block: own.forward for block, own in zip(blocks, computed, strict=True)})
+    return apply_to_blocks(facts, _Block)
 
 
 def _is_known(block: Any) -> bool:

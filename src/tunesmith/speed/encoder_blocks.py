@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,34 +16,25 @@ from transformers.models.bert import modeling_bert as bert
 from transformers.models.distilbert import modeling_distilbert as distilbert
 
 from tunesmith.native.attention import Shape
-from tunesmith.native.library import why_not_native
 from tunesmith.native.passes import activate, activate_backward, gelu_name, normalise, normalise_backward
 from tunesmith.registry import Acceleration
 from tunesmith.speed.activation import gelu_kind
-from tunesmith.speed.blocks import Block, Tape, computes, stack_of, stacks_of, why_not_whole
+from tunesmith.speed.blocks import Block, Tape, apply_to_blocks, computes, stack_of, why_not_whole
 from tunesmith.speed.facts import Facts
-from tunesmith.speed.instances import compute_dtype, override
+from tunesmith.speed.instances import compute_dtype
 from tunesmith.speed.kernels import draw_seed
 from tunesmith.speed.stacks import Stack, side_by_side
 from tunesmith.speed.varlen import UNBOUNDED, attend, attend_backward
 
 
 def why_not(facts: Facts) -> str | None:
-    """A model without blocks or with those of another kind, another device, products in fp32, or no compiled kernels."""
-    if reason := why_not_whole(facts):
-        return reason
-    assert facts.blocks is not None
-    return "its blocks are of another kind" if any(_parts(block) is None for block in facts.blocks[1]) else why_not_native()
+    """What blocks.py says, and blocks of another make."""
+    return why_not_whole(facts, lambda block: _parts(block) is not None)
 
 
 def apply(facts: Facts) -> Callable[[], None]:
     """The blocks of a model whose tokens lie end to end and whose linear layers are in stacks."""
-    assert facts.blocks is not None
-    stacks, blocks = stacks_of(facts), list(facts.blocks[1])
-    computed = [_Block(block, stacks) for block in blocks]
-    for block, following in pairwise(computed):
-        block.following = following
-    return override({block: own.forward for block, own in zip(blocks, computed, strict=True)})
+    return apply_to_blocks(facts, _Block)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 import transformers
@@ -28,11 +27,7 @@ def _model(folder: Path, kind: str = "bert", task: str = "AutoModelForSequenceCl
 
 
 def _adapted(model: Any) -> Any:
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_dropout=0.3, target_modules="all-linear"))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return adapted.train()
+    return tiny_models.adapted(model, lora_dropout=0.3)
 
 
 def _frozen_below(model: Any) -> Any:
