@@ -20,6 +20,8 @@ from tunesmith.speed.facts import Facts
 
 LENGTHS = (23, 17, 17, 5, 2)
 VOCABULARY = 64
+NEEDED = {"last_block": ("end_to_end",), "encoder_blocks": ("end_to_end", "linear"), "decoder_blocks": ("end_to_end", "linear")}
+"""What an acceleration is made of."""
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -88,9 +90,9 @@ def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     )
 
 
-def assert_same(model: Any, off: list[str] | None = None) -> list[str]:
-    """Holds the accelerated model to the plain one, and returns what accelerated it."""
-    facts = facts_of(model)
+def assert_same(model: Any, off: list[str] | None = None, bf16: bool = False) -> list[str]:
+    """Holds the accelerated model to the plain one, in fp32 even where it is made faster for `bf16`; returns what accelerated it."""
+    facts = facts_of(model, bf16)
     names, _ = choose(facts, off or [])
     expected = gradients(model)
     with accelerated(facts, names):
@@ -116,12 +118,12 @@ def test_decoders(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ACCELERATIONS.names())
 def test_each_alone(name: str, tmp_path: Path) -> None:
-    needed = {name, "end_to_end"} if name == "last_block" else {name}
+    needed = {name, *NEEDED.get(name, ())}
     others = [other for other in ACCELERATIONS.names() if other not in needed]
-    models = [classifier("bert", tmp_path), without_dropout(tiny_models.tiny_decoder("llama", VOCABULARY)).train()]
-    used = [assert_same(model, others) for model in models]
-    elsewhere = "dropout", "encoder_blocks", "decoder_blocks", "tied_embeddings", "frozen_weights", "frozen_features"
-    assert name in elsewhere or needed in map(set, used)
+    decoders = [tiny_models.tiny_decoder("llama", VOCABULARY, tie_word_embeddings=tied) for tied in (False, True)]
+    models = [classifier("bert", tmp_path), *(without_dropout(decoder).train() for decoder in decoders)]
+    used = [assert_same(model, others, bf16=name.endswith("_blocks")) for model in models]
+    assert name in ("dropout", "frozen_weights", "frozen_features") or needed in map(set, used)
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])

@@ -323,7 +323,7 @@ def fit(job: Job, resume_from: Path | None = None) -> Outcome:
         if job.processes.rank:
             torch.manual_seed(job.spec.train.seed + job.processes.rank)  # else all would drop the same elements
         try:
-            with job.interruption.deferred(), _nothing_old_collected(), _nothing_walked(job.model):
+            with job.interruption.deferred(), _nothing_old_collected(), nothing_walked(job.model):
                 output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
             job.processes.wait()  # each looks through the folder at the end of `train`: the first must not have removed it by then
         finally:
@@ -351,7 +351,7 @@ def _nothing_old_collected() -> Iterator[None]:
 
 
 @contextmanager
-def _nothing_walked(model: torch.nn.Module) -> Iterator[None]:
+def nothing_walked(model: torch.nn.Module) -> Iterator[None]:
     """Keeps each step from walking through all modules to find gradients and to set the mode of each, and from looking among the packages
     for an optimizer."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
