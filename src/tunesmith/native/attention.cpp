@@ -3,7 +3,7 @@
 //
 // Sums, softmax and its gradient are fp32. A task is one head (of keys, in the gradient) of one sequence and shares nothing with others, so
 // the bits do not depend on the threads. Of a block of 32 queries, scores against all its keys are held in the cache, never in memory.
-#include "tiles.h"
+#include "attention.h"
 
 #include <atomic>
 #include <cstdlib>
@@ -13,77 +13,6 @@
 namespace {
 
 constexpr int64_t KEY_CHUNK = 256;  // keys at a time in the gradient: what is kept of a block then stays near the first-level cache
-
-template <typename T> struct Matrix {  // [tokens, heads, width]
-    T *data;
-    int64_t token_stride, head_stride;
-    T *at(int64_t token, int64_t head) const { return data + token * token_stride + head * head_stride; }
-};
-
-struct Problem {
-    const int32_t *boundaries, *key_boundaries, *sequences;
-    int64_t num_sequences, heads, kv_heads, width, left, right;
-    float scale;
-    Dropout dropout;
-    const float *bias;  // what is added to scaled scores, for each head by the distance from query to key; null for nothing
-    float *bias_grad;   // of each sequence and head
-    int64_t bias_size, bias_center;
-
-    // Of a query and the key 0.
-    const float *bias_of(int64_t head, int64_t query) const { return bias + head * bias_size + bias_center - query; }
-    int64_t start(int64_t sequence) const { return boundaries[sequence]; }
-    int64_t length(int64_t sequence) const { return boundaries[sequence + 1] - boundaries[sequence]; }
-    int64_t key_start(int64_t sequence) const { return key_boundaries[sequence]; }
-    int64_t num_keys(int64_t sequence) const { return key_boundaries[sequence + 1] - key_boundaries[sequence]; }
-};
-
-// Up to 32 queries of one head of a sequence, and the keys that at least one of them sees, in whole blocks.
-struct Block {
-    const Problem &problem;
-    int64_t sequence, head, query;
-    int64_t rows = std::min(BLOCK, problem.length(sequence) - query);
-    int64_t token = problem.start(sequence) + query, keys = problem.num_keys(sequence);
-    int64_t first_key = std::max<int64_t>(query - problem.left, 0) / BLOCK * BLOCK;
-    int64_t end_key = padded(std::min(query + rows + problem.right, keys));
-    int64_t computed_rows() const { return (rows + 7) / 8 * 8; }
-    // Of the keys from one on, those that may be seen, and one more where their number is odd.
-    int64_t computed_keys(int64_t key, int64_t count) const { return (std::min(keys - key, count) + 1) / 2 * 2; }
-};
-
-// The keys that a query sees: [begin, begin + count); none for a row of padding.
-struct Span {
-    uint32_t begin = 0, count = 0;
-    Span(const Block &block, int64_t row) {
-        if (row >= block.rows) return;
-        const int64_t query = block.query + row, first = std::max<int64_t>(query - block.problem.left, 0);
-        begin = uint32_t(first);
-        count = uint32_t(std::min(query + block.problem.right + 1, block.keys) - first);
-    }
-    // Values of the keys [key, key + 16), with `other` for those outside.
-    INLINE f32x16 select(int64_t key, f32x16 values, float other) const {
-        return select_below(uint32_t(key) - begin, count, values, other);
-    }
-};
-
-// Sixteen scores of a row as they go into softmax; `bias` is null or lies beside them.
-INLINE f32x16 scaled(const float *scores, float scale, const float *bias) {
-    const f32x16 values = load_floats(scores) * scale;
-    return bias ? values + load_floats(bias) : values;
-}
-
-// What dropout keeps of rows 2 pair and 2 pair + 1 of a block and 32 keys.
-struct Kept {
-    alignas(64) uint16_t uniforms[GROUP];
-    int32_t threshold;
-    INLINE Kept(const Block &block, int64_t pair, int64_t key) : threshold(int32_t(block.problem.dropout.threshold)) {
-        const Problem &problem = block.problem;
-        const uint64_t rows = uint64_t(problem.start(block.sequence) / 2 + block.sequence + block.query / 2 + pair);
-        if (threshold) draw_group(problem.dropout.seed, (rows * problem.heads + block.head) << 20 | uint64_t(key / BLOCK), uniforms);
-    }
-    INLINE f32x16 select(int row, int half, f32x16 values) const {
-        return threshold ? select_at_least(uniforms + 32 * row + 16 * half, threshold, values) : values;
-    }
-};
 
 // Memory of one thread, kept for the next call.
 template <typename T> T *workspace(int which, int64_t count) {
@@ -135,39 +64,45 @@ template <typename T, typename Op> struct Forward {
     const Problem &problem;
     Matrix<const T> q, k, v;
     Matrix<T> out;
-    float *row_sums;  // [tokens, heads, 2]: the largest scaled score of a row, and the sum of exponentials of what the others are below it
+    float *row_sums;  // [tokens, heads, 2]: the largest exponent of a row, and the sum of the powers of two of what the others are below it
 
     // From scores (a C) to numerators before division (an A); `sums` of each row of them, before dropout.
-    void softmax(const Block &block, float *scores, Op *numerators, float *sums) const {
-        const int64_t num_keys = block.end_key - block.first_key, num_tiles = num_keys / 16;
+    template <bool PLAIN> void softmax(const Block &block, const float *scores, Op *numerators, float *sums) const {
+        const int64_t num_keys = block.end_key - block.first_key;
         for (int64_t row = 0; row < block.rows; row += 2) {  // what the others hold is multiplied and not stored
-            const Span spans[2] = {{block, row}, {block, row + 1}};
-            const float *biases[2] = {};
-            for (int i = 0; problem.bias && i < 2; ++i) biases[i] = problem.bias_of(block.head, block.query + row + i) + block.first_key;
-            float *const from = scores + row / 16 * num_tiles * TILE<float> + row % 16 * 16;
+            const Pair<PLAIN> pair(block, row);
+            const float *const from = scores + row / 16 * (num_keys / 16) * TILE<float> + row % 16 * 16;
+            const auto exponents = [&](int i, int64_t column) {
+                return pair.exponents(i, from + column / 16 * TILE<float> + 16 * i, block.first_key + column);
+            };
             f32x16 most[2] = {splat(-std::numeric_limits<float>::infinity()), splat(-std::numeric_limits<float>::infinity())};
-            for (int64_t tile = 0; tile < num_tiles; ++tile)
-                for (int i = 0; i < 2; ++i) {
-                    const f32x16 score = scaled(from + tile * TILE<float> + 16 * i, problem.scale, biases[i] ? biases[i] + 16 * tile : nullptr);
-                    most[i] = larger(most[i], spans[i].select(block.first_key + 16 * tile, score, -std::numeric_limits<float>::infinity()));
-                }
-            float maxima[2];
-            for (int i = 0; i < 2; ++i) maxima[i] = spans[i].count ? largest(most[i]) : 0;
-            f32x16 totals[2] = {};
-            for (int64_t tile = 0; tile < num_tiles; tile += 2) {
-                const int64_t key = block.first_key + 16 * tile;
-                const Kept kept(block, row / 2, key);
-                for (int i = 0; i < 2; ++i)
-                    for (int half = 0; half < 2; ++half) {
-                        const float *const bias = biases[i] ? biases[i] + 16 * (tile + half) : nullptr;
-                        const f32x16 score = scaled(from + (tile + half) * TILE<float> + 16 * i, problem.scale, bias);
-                        const f32x16 power = spans[i].select(key + 16 * half, exp_of_negative(score - maxima[i]), 0);
-                        totals[i] += power;
-                        const int64_t column = 16 * (tile + half);
-                        Op *const to = numerators + (row / 16 * (num_keys / DEPTH<Op>) + column / DEPTH<Op>) * TILE<Op>;
-                        store_floats(to + (row % 16 + i) * DEPTH<Op> + column % DEPTH<Op>, kept.select(i, half, power));
+            for (int64_t column = 0; column < num_keys; column += 32)
+                pair.visit(block.first_key + column, [&](auto hides) {
+                    for (int part = 0; part < 4; ++part) {
+                        const int i = part % 2, at = part / 2 * 16;
+                        const f32x16 seen = pair.select(hides, i, block.first_key + column + at, exponents(i, column + at), -std::numeric_limits<float>::infinity());
+                        most[i] = larger(most[i], seen);
                     }
-            }
+                });
+            float maxima[2];
+            for (int i = 0; i < 2; ++i) maxima[i] = pair.count[i] ? largest(most[i]) : 0;
+            f32x16 totals[2] = {};
+            for (int64_t column = 0; column < num_keys; column += 32)
+                pair.visit(block.first_key + column, [&](auto hides) {
+                    const int64_t key = block.first_key + column;
+                    const Kept kept(block, row / 2, key);
+                    for (int i = 0; i < 2; ++i) {
+                        f32x16 powers[2];
+                        for (int half = 0; half < 2; ++half) {
+                            const f32x16 power = exp2_of_negative(exponents(i, column + 16 * half) - maxima[i]);
+                            const f32x16 seen = pair.select(hides, i, key + 16 * half, power, 0);
+                            totals[i] += seen;
+                            powers[half] = pair.keep(kept, i, half, seen);
+                        }
+                        Op *const to = numerators + (row / 16 * (num_keys / DEPTH<Op>) + column / DEPTH<Op>) * TILE<Op>;
+                        store_row(to + (row % 16 + i) * DEPTH<Op>, powers[0], powers[1]);
+                    }
+                });
             for (int i = 0; i < 2 && row + i < block.rows; ++i) {
                 float *const both = row_sums + 2 * ((block.token + row + i) * problem.heads + block.head);
                 both[0] = maxima[i];
@@ -194,7 +129,7 @@ template <typename T, typename Op> struct Forward {
             gemm({block.computed_rows(), num_keys, padded_width, {depth, 1}, {1, depth}, {num_keys / 16, 1}, false}, queries,
                  keys + block.first_key * padded_width, scores, amx);
             float factors[BLOCK];
-            softmax(block, scores, numerators, factors);
+            problem.is_plain() ? softmax<true>(block, scores, numerators, factors) : softmax<false>(block, scores, numerators, factors);
             for (int64_t row = 0; row < block.rows; ++row) factors[row] = (problem.dropout.threshold ? problem.dropout.scale : 1) / factors[row];
             gemm({block.computed_rows(), padded_width, block.computed_keys(block.first_key, num_keys), {num_keys / DEPTH<Op>, 1},
                   {padded_width / 16, 1}, {padded_width / 16, 1}, false}, numerators, values + block.first_key * padded_width, result, amx);
@@ -219,64 +154,55 @@ template <typename T, typename Op> struct Backward {
     };
 
     // From scores and the gradients of probabilities to probabilities after dropout and gradients of scores, for keys [key, key + num_keys).
-    void differentiate(const Block &block, int64_t key, int64_t num_keys, const float *deltas, const Chunk &chunk) const {
+    template <bool PLAIN> void differentiate(const Block &block, int64_t key, int64_t num_keys, const float *deltas, const Chunk &chunk) const {
 #if WITH_AMX  // which multiplies whole tiles
         for (int64_t row = block.rows + block.rows % 2; row < BLOCK; row += 2)
             for (int64_t column = 0; column < num_keys; column += 16) {
                 const int64_t packed = (row / DEPTH<Op> * (num_keys / 16) + column / 16) * TILE<Op> + row % DEPTH<Op> * 16;
-                store_pair(chunk.kept_b + packed, f32x16{}, f32x16{});
-                store_pair(chunk.grads_b + packed, f32x16{}, f32x16{});
+                store_rows_of_b(chunk.kept_b + packed, f32x16{}, f32x16{});
+                store_rows_of_b(chunk.grads_b + packed, f32x16{}, f32x16{});
             }
 #endif
+        const float scale = PLAIN ? 1 : problem.dropout.scale;
         for (int64_t row = 0; row < block.rows; row += 2) {
-            const Span spans[2] = {{block, row}, {block, row + 1}};
+            const Pair<PLAIN> pair(block, row);
             float maxima[2] = {}, factors[2] = {};
-            const float *biases[2] = {};
-            for (int i = 0; problem.bias && i < 2; ++i) biases[i] = problem.bias_of(block.head, block.query + row + i) + key;
-            float *const bias_grads = problem.bias_grad + (block.sequence * problem.heads + block.head) * problem.bias_size;
             for (int i = 0; i < 2 && row + i < block.rows; ++i) {
                 const float *const both = row_sums + 2 * ((block.token + row + i) * problem.heads + block.head);
                 maxima[i] = both[0];
                 factors[i] = 1 / both[1];
             }
-            for (int64_t column = 0; column < num_keys; column += 32) {
-                const Kept kept(block, row / 2, key + column);
-                for (int half = 0; half < 2; ++half) {
-                    const int64_t tile = column / 16 + half, place = (row / 16 * (num_keys / 16) + tile) * TILE<float> + row % 16 * 16;
-                    f32x16 probabilities[2], grads[2];
-                    for (int i = 0; i < 2; ++i) {
-                        const float *const bias = biases[i] ? biases[i] + 16 * tile : nullptr;
-                        const f32x16 power = exp_of_negative(scaled(chunk.scores + place + 16 * i, problem.scale, bias) - maxima[i]);
-                        const f32x16 probability = spans[i].select(key + 16 * tile, power * factors[i], 0);
-                        const f32x16 upstream = load_floats(chunk.grads + place + 16 * i);
-                        const float scale = problem.dropout.threshold ? problem.dropout.scale : 1;
-                        grads[i] = probability * (kept.select(i, half, upstream * scale) - deltas[row + i]);
-                        probabilities[i] = kept.select(i, half, probability * scale);
-                        if (bias) {
-                            float *const to = bias_grads + (bias - problem.bias - block.head * problem.bias_size);
-                            store_floats(to, load_floats(to) + grads[i]);
+            for (int64_t column = 0; column < num_keys; column += 32)
+                pair.visit(key + column, [&](auto hides) {
+                    const Kept kept(block, row / 2, key + column);
+                    f32x16 probabilities[2][2], grads[2][2];  // of a half, of a row
+                    for (int half = 0; half < 2; ++half) {
+                        const int64_t at = key + column + 16 * half;
+                        const int64_t place = (row / 16 * (num_keys / 16) + column / 16 + half) * TILE<float> + row % 16 * 16;
+                        for (int i = 0; i < 2; ++i) {
+                            const f32x16 power = exp2_of_negative(pair.exponents(i, chunk.scores + place + 16 * i, at) - maxima[i]);
+                            const f32x16 probability = pair.select(hides, i, at, power * factors[i], 0);
+                            const f32x16 upstream = load_floats(chunk.grads + place + 16 * i) * scale;
+                            grads[half][i] = probability * (pair.keep(kept, i, half, upstream) - deltas[row + i]);
+                            probabilities[half][i] = pair.keep(kept, i, half, probability * scale);
+                            if (!PLAIN && pair.biases[i]) add_to_bias(block, pair.biases[i] + at, grads[half][i]);
                         }
-                        Op *const to = chunk.grads_a + (row / 16 * (num_keys / DEPTH<Op>) + 16 * tile / DEPTH<Op>) * TILE<Op>;
-                        store_floats(to + (row % 16 + i) * DEPTH<Op> + 16 * tile % DEPTH<Op>, grads[i]);
+                        const int64_t packed = (row / DEPTH<Op> * (num_keys / 16) + column / 16 + half) * TILE<Op> + row % DEPTH<Op> * 16;
+                        store_rows_of_b(chunk.kept_b + packed, probabilities[half][0], probabilities[half][1]);
+                        store_rows_of_b(chunk.grads_b + packed, grads[half][0], grads[half][1]);
                     }
-                    const int64_t packed = (row / DEPTH<Op> * (num_keys / 16) + tile) * TILE<Op> + row % DEPTH<Op> * 16;
-                    store_pair(chunk.kept_b + packed, probabilities[0], probabilities[1]);
-                    store_pair(chunk.grads_b + packed, grads[0], grads[1]);
-                }
-            }
+                    Op *const to = chunk.grads_a + (row / 16 * (num_keys / DEPTH<Op>) + column / DEPTH<Op>) * TILE<Op> + row % 16 * DEPTH<Op>;
+                    for (int i = 0; i < 2; ++i) store_row(to + i * DEPTH<Op>, grads[0][i], grads[1][i]);
+                });
         }
     }
 
-    // Two rows of a B.
-    static INLINE void store_pair(float *to, f32x16 first, f32x16 second) {
-        store_floats(to, first);
-        store_floats(to + 16, second);
+    // The gradient of sixteen biases.
+    void add_to_bias(const Block &block, const float *biases, f32x16 grads) const {
+        float *const own = problem.bias_grad + (block.sequence * problem.heads + block.head) * problem.bias_size;
+        float *const to = own + (biases - problem.bias - block.head * problem.bias_size);
+        store_floats(to, load_floats(to) + grads);
     }
-#if defined(__AVX512BF16__)
-    static INLINE void store_pair(bf16 *to, f32x16 first, f32x16 second) {
-        store(to, side_by_side((PartH)_mm512_cvtneps_pbh((__m512)first.part[0]), (PartH)_mm512_cvtneps_pbh((__m512)second.part[0])));
-    }
-#endif
 
     void operator()(int64_t sequence, int64_t kv_head, bool amx) const {
         const int64_t query_start = problem.start(sequence), length = problem.length(sequence), padded_queries = padded(length);
@@ -321,7 +247,7 @@ template <typename T, typename Op> struct Backward {
                     const Product scores = {block.computed_rows(), num_keys, padded_width, {depth, 1}, {1, depth}, {num_keys / 16, 1}, false};
                     gemm(scores, queries + query * padded_width, keys_by_width + key * padded_width, chunk.scores, amx);
                     gemm(scores, upstream + query * padded_width, values_by_width + key * padded_width, chunk.grads, amx);
-                    differentiate(block, key, num_keys, deltas, chunk);
+                    problem.is_plain() ? differentiate<true>(block, key, num_keys, deltas, chunk) : differentiate<false>(block, key, num_keys, deltas, chunk);
                     const Product across = {padded_width, num_keys, block.rows + block.rows % 2, {1, padded_width / 16}, {num_keys / 16, 1},
                                             {padded_length / 16, 1}, true};
                     const int64_t corner = key / 16 * TILE<float>;

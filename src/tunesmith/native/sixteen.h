@@ -73,19 +73,19 @@ INLINE f32x16 select_at_least(const uint16_t *words, int32_t threshold, f32x16 v
     });
 }
 
-// e^x for x <= 0, within 2 ulp; NaN for NaN.
-INLINE f32x16 exp_of_negative(f32x16 x) {
-    x = larger(x, splat(-87.0f));
-    const f32x16 shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-    const f32x16 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    f32x16 p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return by_part(p, shifted, [](PartF a, PartF b, int) { return a * (PartF)(((PartU)b - 0x4b400000u + 127u) << 23); });
+// 2^x for x <= 0, within 2 ulp and 1 for 0; 2^-126 below -126, NaN for NaN.
+INLINE f32x16 exp2_of_negative(f32x16 x) {
+    x = larger(x, splat(-126.0f));
+    const f32x16 shifted = x + 12582912.0f;  // rounds to an integer in the low bits
+    const f32x16 r = x - (shifted - 12582912.0f);
+    f32x16 p = splat(0.0001534581242594868f);
+    p = p * r + 0.0013399930903688073f;
+    p = p * r + 0.009618489071726799f;
+    p = p * r + 0.05550328642129898f;
+    p = p * r + 0.24022646248340607f;
+    p = p * r + 0.6931471824645996f;
+    p = p * r + 1.0f;
+    return by_part(p, shifted, [](PartF a, PartF b, int) { return (PartF)((PartU)a + ((PartU)b << 23)); });
 }
 
 #if defined(__AVX512F__)
