@@ -165,13 +165,23 @@ def _fits(model: Any, head: Head, inputs: dict[str, torch.Tensor], chosen: torch
 
 def _hidden_states(model: Any, head: Head, inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> torch.Tensor:
     """What reaches the head at the positions chosen [rows, tokens], [chosen, hidden], in the type that the head computes in; the head
-    itself is given nothing to do."""
+    itself is given nothing to do, nor are a linear one's weights cast for it."""
     caught = []
+    autocasts = False
 
-    def catch(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def catch(module: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        nonlocal autocasts
         hidden, device = arguments[0], arguments[0].device.type
-        caught.append(hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden)
-        return (hidden[:, :0], *arguments[1:])
+        autocasts = torch.is_autocast_enabled(device)
+        caught.append(hidden.to(torch.get_autocast_dtype(device)) if autocasts else hidden)
+        hidden = hidden[:, :0]
+        if type(module) is torch.nn.Linear:
+            hidden = hidden.to(module.weight.dtype)
+            torch.set_autocast_enabled(device, False)
+        return (hidden, *arguments[1:])
+
+    def leave(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...], output: Any) -> None:
+        torch.set_autocast_enabled(arguments[0].device.type, autocasts)
 
     def choose(_: torch.nn.Module, arguments: Any, output: Any) -> Any:
         picked = output[0][chosen][None]
@@ -180,7 +190,7 @@ def _hidden_states(model: Any, head: Head, inputs: dict[str, torch.Tensor], chos
         output["last_hidden_state"] = picked
         return output
 
-    handles = [head.module.register_forward_pre_hook(catch)]
+    handles = [head.module.register_forward_pre_hook(catch), head.module.register_forward_hook(leave, always_call=True)]
     if head.body is not None:
         handles.append(head.body.register_forward_hook(choose))
     try:

@@ -52,48 +52,56 @@ struct GeluOfBf16 {
     }
 };
 
-template <typename Act, typename T> static void forward(const T *x, T *y, int64_t count) {
-    parallel_for(count, 8192, [=](int64_t begin, int64_t end) {
+template <typename Act, typename T> static void forward_row(const T *x, T *y, int64_t width) {
 #pragma omp simd
-        for (int64_t i = begin; i < end; ++i) y[i] = from_float<T>(Act::value(to_float(x[i])));
-    });
+    for (int64_t i = 0; i < width; ++i) y[i] = from_float<T>(Act::value(to_float(x[i])));
 }
 
-template <typename Act, typename T> static void backward(const T *x, const T *grad, T *grad_x, int64_t count) {
-    parallel_for(count, 8192, [=](int64_t begin, int64_t end) {
+template <typename Act, typename T> static void backward_row(const T *x, const T *grad, T *grad_x, int64_t width) {
 #pragma omp simd
-        for (int64_t i = begin; i < end; ++i) grad_x[i] = from_float<T>(to_float(grad[i]) * Act::both(to_float(x[i])).slope);
-    });
+    for (int64_t i = 0; i < width; ++i) grad_x[i] = from_float<T>(to_float(grad[i]) * Act::both(to_float(x[i])).slope);
 }
 
-template <> void forward<Gelu, bf16>(const bf16 *x, bf16 *y, int64_t count) {
+template <> void forward_row<Gelu, bf16>(const bf16 *x, bf16 *y, int64_t width) {
     const bf16 *values = GeluOfBf16::table().values;
-    parallel_for(count, 8192, [=](int64_t begin, int64_t end) {
-        int64_t i = begin;
+    int64_t i = 0;
 #if defined(__AVX512F__)
-        for (; i + 16 <= end; i += 16) {
-            const __m512i places = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(x + i)));
-            _mm256_storeu_si256((__m256i *)(y + i), _mm512_cvtepi32_epi16(_mm512_i32gather_epi32(places, values, 2)));
-        }
+    for (; i + 16 <= width; i += 16) {
+        const __m512i places = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(x + i)));
+        _mm256_storeu_si256((__m256i *)(y + i), _mm512_cvtepi32_epi16(_mm512_i32gather_epi32(places, values, 2)));
+    }
 #endif
-        for (; i < end; ++i) y[i] = values[x[i].bits];
-    });
+    for (; i < width; ++i) y[i] = values[x[i].bits];
 }
 
-template <> void backward<Gelu, bf16>(const bf16 *x, const bf16 *grad, bf16 *grad_x, int64_t count) {
+template <> void backward_row<Gelu, bf16>(const bf16 *x, const bf16 *grad, bf16 *grad_x, int64_t width) {
     const float *slopes = GeluOfBf16::table().slopes;
-    parallel_for(count, 8192, [=](int64_t begin, int64_t end) {
 #pragma omp simd
-        for (int64_t i = begin; i < end; ++i) grad_x[i] = from_float<bf16>(to_float(grad[i]) * slopes[x[i].bits]);
+    for (int64_t i = 0; i < width; ++i) grad_x[i] = from_float<bf16>(to_float(grad[i]) * slopes[x[i].bits]);
+}
+
+// y, whose rows lie `stride` apart, from x [rows, width].
+template <typename Act, typename T> static void forward(const T *x, T *y, int64_t rows, int64_t width, int64_t stride) {
+    parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) forward_row<Act>(x + row * width, y + row * stride, width);
     });
 }
 
-// y [rows, width] from gate and up, whose rows lie `stride` apart.
-template <typename Act, typename T> static void times(const T *gate, const T *up, T *y, int64_t rows, int64_t width, int64_t stride) {
+// grad_x [rows, width] from x and the gradient of y, whose rows lie `stride` apart.
+template <typename Act, typename T>
+static void backward(const T *x, const T *grad, T *grad_x, int64_t rows, int64_t width, int64_t stride) {
+    parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) backward_row<Act>(x + row * width, grad + row * stride, grad_x + row * width, width);
+    });
+}
+
+// y, whose rows lie `y_stride` apart, from gate and up [rows, width], whose rows lie `stride` apart.
+template <typename Act, typename T>
+static void times(const T *gate, const T *up, T *y, int64_t rows, int64_t width, int64_t stride, int64_t y_stride) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             const T *g = gate + row * stride, *u = up + row * stride;
-            T *out = y + row * width;
+            T *out = y + row * y_stride;
 #pragma omp simd
             for (int64_t i = 0; i < width; ++i) out[i] = from_float<T>(Act::value(to_float(g[i])) * to_float(u[i]));
         }
@@ -102,10 +110,10 @@ template <typename Act, typename T> static void times(const T *gate, const T *up
 
 template <typename Act, typename T>
 static void times_backward(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, int64_t rows, int64_t width,
-                           int64_t stride, int64_t grad_stride) {
+                           int64_t stride, int64_t y_stride, int64_t grad_stride) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-            const T *g = gate + row * stride, *u = up + row * stride, *d = grad + row * width;
+            const T *g = gate + row * stride, *u = up + row * stride, *d = grad + row * y_stride;
             T *dg = grad_gate + row * grad_stride, *du = grad_up + row * grad_stride;
 #pragma omp simd
             for (int64_t i = 0; i < width; ++i) {
@@ -118,15 +126,17 @@ static void times_backward(const T *gate, const T *up, const T *grad, T *grad_ga
     });
 }
 
-#define ACTIVATION(NAME, ACT, T)                                                                                                    \
-    extern "C" void NAME(const T *x, T *y, int64_t count) { forward<ACT>(x, y, count); }                                            \
-    extern "C" void backward_##NAME(const T *x, const T *grad, T *grad_x, int64_t count) { backward<ACT>(x, grad, grad_x, count); } \
-    extern "C" void times_##NAME(const T *gate, const T *up, T *y, int64_t rows, int64_t width, int64_t stride) {                   \
-        times<ACT>(gate, up, y, rows, width, stride);                                                                               \
-    }                                                                                                                               \
-    extern "C" void times_backward_##NAME(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, int64_t rows,        \
-                                          int64_t width, int64_t stride, int64_t grad_stride) {                                     \
-        times_backward<ACT>(gate, up, grad, grad_gate, grad_up, rows, width, stride, grad_stride);                                  \
+#define ACTIVATION(NAME, ACT, T)                                                                                                     \
+    extern "C" void NAME(const T *x, T *y, int64_t rows, int64_t width, int64_t stride) { forward<ACT>(x, y, rows, width, stride); } \
+    extern "C" void backward_##NAME(const T *x, const T *grad, T *grad_x, int64_t rows, int64_t width, int64_t stride) {             \
+        backward<ACT>(x, grad, grad_x, rows, width, stride);                                                                         \
+    }                                                                                                                                \
+    extern "C" void times_##NAME(const T *gate, const T *up, T *y, int64_t rows, int64_t width, int64_t stride, int64_t y_stride) {  \
+        times<ACT>(gate, up, y, rows, width, stride, y_stride);                                                                      \
+    }                                                                                                                                \
+    extern "C" void times_backward_##NAME(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, int64_t rows,         \
+                                          int64_t width, int64_t stride, int64_t y_stride, int64_t grad_stride) {                    \
+        times_backward<ACT>(gate, up, grad, grad_gate, grad_up, rows, width, stride, y_stride, grad_stride);                         \
     }
 ACTIVATION(gelu_fp32, Gelu, float)
 ACTIVATION(gelu_bf16, Gelu, bf16)

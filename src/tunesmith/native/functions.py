@@ -208,7 +208,7 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        return activate_backward(ctx.saved_tensors[0], grad, ctx.kernel), None
+        return activate_backward(ctx.saved_tensors[0], grad.contiguous(), ctx.kernel), None
 
 
 class _Gated(torch.autograd.Function):
@@ -222,7 +222,7 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         gate, up = ctx.saved_tensors
-        both = multiply_by_gate_backward(gate, up, grad, ctx.kernel)
+        both = multiply_by_gate_backward(gate, up, grad.contiguous(), ctx.kernel)
         return *both.split_with_sizes([gate.shape[-1]] * 2, -1), None
 
 

@@ -47,8 +47,8 @@ static INLINE void normalise(const T *sum, const float *weight, const float *bia
 }
 
 template <typename In, typename T>
-static void layer_norm(const In *x, const T *residual, const float *weight, const float *bias, T *sum, T *y, bf16 *rounded, float *mean,
-                       float *rstd, int64_t rows, int64_t width, float eps, const Dropout dropout) {
+static void layer_norm(const In *x, const T *residual, const float *weight, const float *bias, T *sum, T *y, bf16 *rounded,
+                       int64_t rounded_stride, float *mean, float *rstd, int64_t rows, int64_t width, float eps, const Dropout dropout) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             const int64_t first = row * width;
@@ -63,7 +63,8 @@ static void layer_norm(const In *x, const T *residual, const float *weight, cons
                 });
             else
                 source = reinterpret_cast<const T *>(x) + first;  // the caller's In is T
-            normalise(source, weight, bias, y + first, rounded ? rounded + first : nullptr, mean + row, rstd + row, width, eps);
+            normalise(source, weight, bias, y + first, rounded ? rounded + row * rounded_stride : nullptr, mean + row, rstd + row, width,
+                      eps);
         }
     });
 }
@@ -116,9 +117,10 @@ static void layer_norm_backward(const T *sum, const float *weight, const float *
 
 #define LAYER_NORM(NAME, IN, T)                                                                                                   \
     extern "C" void layer_norm_##NAME(const IN *x, const T *residual, const float *weight, const float *bias, T *sum, T *y,       \
-                                      bf16 *rounded, float *mean, float *rstd, int64_t rows, int64_t width, double eps, double p, \
-                                      int64_t seed) {                                                                             \
-        layer_norm(x, residual, weight, bias, sum, y, rounded, mean, rstd, rows, width, float(eps), Dropout(p, seed));            \
+                                      bf16 *rounded, int64_t rounded_stride, float *mean, float *rstd, int64_t rows,              \
+                                      int64_t width, double eps, double p, int64_t seed) {                                        \
+        layer_norm(x, residual, weight, bias, sum, y, rounded, rounded_stride, mean, rstd, rows, width, float(eps),               \
+                   Dropout(p, seed));                                                                                             \
     }                                                                                                                             \
     extern "C" void layer_norm_backward_##NAME(const T *sum, const float *weight, const float *mean, const float *rstd,           \
                                                const T *grad, const bf16 *more, int64_t more_stride, T *grad_sum, IN *grad_x,     \
@@ -199,10 +201,10 @@ static void rms_norm_backward(const T *x, const float *weight, const float *rstd
     });
 }
 
-// total = residual + x, and y = its norm; without x, the norm of the residual.
+// total = residual + x, and y = its norm, with rows `y_stride` apart; without x, the norm of the residual.
 template <typename T>
-static void add_rms_norm(const T *x, const float *residual, const float *weight, float *total, T *y, float *rstd, int64_t rows,
-                         int64_t width, float eps) {
+static void add_rms_norm(const T *x, const float *residual, const float *weight, float *total, T *y, int64_t y_stride, float *rstd,
+                         int64_t rows, int64_t width, float eps) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             const int64_t first = row * width;
@@ -210,7 +212,7 @@ static void add_rms_norm(const T *x, const float *residual, const float *weight,
 #pragma omp simd
                 for (int64_t i = first; i < first + width; ++i) total[i] = residual[i] + to_float(x[i]);
             }
-            rstd[row] = rms_norm_row((x ? total : residual) + first, weight, y + first, width, eps, 0.0f);
+            rstd[row] = rms_norm_row((x ? total : residual) + first, weight, y + row * y_stride, width, eps, 0.0f);
         }
     });
 }
@@ -233,9 +235,9 @@ static void add_rms_norm_backward(const float *total, const float *weight, const
 }
 
 #define ADD_RMS_NORM(NAME, T)                                                                                                      \
-    extern "C" void add_rms_norm_##NAME(const T *x, const float *residual, const float *weight, float *total, T *y, float *rstd,   \
-                                        int64_t rows, int64_t width, double eps) {                                                 \
-        add_rms_norm(x, residual, weight, total, y, rstd, rows, width, float(eps));                                                \
+    extern "C" void add_rms_norm_##NAME(const T *x, const float *residual, const float *weight, float *total, T *y,                \
+                                        int64_t y_stride, float *rstd, int64_t rows, int64_t width, double eps) {                  \
+        add_rms_norm(x, residual, weight, total, y, y_stride, rstd, rows, width, float(eps));                                      \
     }                                                                                                                              \
     extern "C" void add_rms_norm_backward_##NAME(const float *total, const float *weight, const float *rstd, const T *grad,        \
                                                  int64_t grad_stride, const float *more, float *grad_total, T *rounded,            \

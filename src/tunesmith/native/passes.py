@@ -21,7 +21,7 @@ def normalise(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(`dropout_add_layer_norm`, or `layer_norm` without a residual; what is normalised, its means and 1 / its deviations).
 
-    `rounded` is filled with the first in bf16.
+    `rounded` is filled with the first in bf16; its rows may lie apart.
     """
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     if residual is not None:
@@ -34,7 +34,8 @@ def normalise(
     out = torch.empty(x.shape, dtype=dtype)
     mean, rstd = torch.empty(rows), torch.empty(rows)
     kernel = f"layer_norm_{NAMES[x.dtype]}_{NAMES[dtype]}"
-    call(kernel, x, residual, weight.float(), bias.float(), total, out, rounded, mean, rstd, rows, width, eps, p, seed)
+    stride = 0 if rounded is None else row_stride(rounded)
+    call(kernel, x, residual, weight.float(), bias.float(), total, out, rounded, stride, mean, rstd, rows, width, eps, p, seed)
     return out, total, mean, rstd
 
 
@@ -68,17 +69,20 @@ def normalise_backward(
 
 
 def add_rms_norm(
-    x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(residual + x, or the residual alone, in fp32; its LlamaRMSNorm in `dtype`, which is x's; 1 / the root mean square of each row)."""
+    x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(residual + x, or the residual alone, in fp32; 1 / the root mean square of each row).
+
+    `out`, in the type of x, is filled with the LlamaRMSNorm of the first; its rows may lie apart.
+    """
     check(residual)
     assert residual.dtype == torch.float32
-    assert x is None or (x.shape, x.dtype, x.is_contiguous()) == (residual.shape, dtype, True)
+    assert out.shape == residual.shape
+    assert x is None or (x.shape, x.dtype, x.is_contiguous()) == (residual.shape, out.dtype, True)
     rows, width = rows_of(residual, weight)
-    total = residual if x is None else torch.empty_like(residual)
-    out, rstd = torch.empty(residual.shape, dtype=dtype), torch.empty(rows)
-    call(f"add_rms_norm_{NAMES[dtype]}", x, residual, weight.float(), total, out, rstd, rows, width, eps)
-    return total, out, rstd
+    total, rstd = residual if x is None else torch.empty_like(residual), torch.empty(rows)
+    call(f"add_rms_norm_{NAMES[out.dtype]}", x, residual, weight.float(), total, out, row_stride(out), rstd, rows, width, eps)
+    return total, rstd
 
 
 def add_rms_norm_backward(
@@ -97,38 +101,41 @@ def add_rms_norm_backward(
     return grad_total, rounded, None if grad_weight is None else grad_weight.to(weight.dtype)
 
 
-def activate(x: torch.Tensor, kernel: str) -> torch.Tensor:
-    """What an activation of one input, as `gelu_name` names it, makes of x."""
+def activate(x: torch.Tensor, kernel: str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """What an activation of one input, as `gelu_name` names it, makes of x; in `out`, if given, whose rows may lie apart."""
     check(x)
-    out = torch.empty_like(x)
-    call(f"{kernel}_{NAMES[x.dtype]}", x, out, x.numel())
+    out = torch.empty_like(x) if out is None else out
+    assert (out.shape, out.dtype) == (x.shape, x.dtype), (out.shape, out.dtype)
+    call(f"{kernel}_{NAMES[x.dtype]}", x, out, *rows_of(x), row_stride(out))
     return out
 
 
 def activate_backward(x: torch.Tensor, grad: torch.Tensor, kernel: str) -> torch.Tensor:
-    """The gradient of x."""
+    """The gradient of x, from that of the result, whose rows may lie apart."""
+    assert grad.dtype == x.dtype, grad.dtype
     grad_x = torch.empty_like(x)
-    call(f"backward_{kernel}_{NAMES[x.dtype]}", x, grad.contiguous(), grad_x, x.numel())
+    call(f"backward_{kernel}_{NAMES[x.dtype]}", x, grad, grad_x, *rows_of(x), row_stride(grad))
     return grad_x
 
 
-def multiply_by_gate(gate: torch.Tensor, up: torch.Tensor, kernel: str) -> torch.Tensor:
-    """activation(gate) * up; their rows may lie apart."""
+def multiply_by_gate(gate: torch.Tensor, up: torch.Tensor, kernel: str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """activation(gate) * up, in `out`, if given; the rows of all may lie apart."""
     assert gate.shape == up.shape
     assert gate.dtype == up.dtype, (gate.dtype, up.dtype)
-    assert _row_stride(up) == _row_stride(gate)
-    out = torch.empty(gate.shape, dtype=gate.dtype)
-    width = gate.shape[-1]
-    call(f"times_{kernel}_{NAMES[gate.dtype]}", gate, up, out, gate.numel() // max(width, 1), width, _row_stride(gate))
+    assert row_stride(up) == row_stride(gate)
+    out = torch.empty(gate.shape, dtype=gate.dtype) if out is None else out
+    assert (out.shape, out.dtype) == (gate.shape, gate.dtype), (out.shape, out.dtype)
+    call(f"times_{kernel}_{NAMES[gate.dtype]}", gate, up, out, *rows_of(gate), row_stride(gate), row_stride(out))
     return out
 
 
 def multiply_by_gate_backward(gate: torch.Tensor, up: torch.Tensor, grad: torch.Tensor, kernel: str) -> torch.Tensor:
-    """The gradients of gate and up, side by side as of one product: [..., 2 width]."""
+    """The gradients of gate and up, side by side as of one product: [..., 2 width]; from that of the result, whose rows may lie apart."""
+    assert (grad.shape, grad.dtype) == (gate.shape, gate.dtype), (grad.shape, grad.dtype)
     width = gate.shape[-1]
     both = torch.empty(*gate.shape[:-1], 2 * width, dtype=gate.dtype)
-    sizes = gate.numel() // max(width, 1), width, _row_stride(gate), 2 * width
-    call(f"times_backward_{kernel}_{NAMES[gate.dtype]}", gate, up, grad.contiguous(), both, both[..., width:], *sizes)
+    strides = row_stride(gate), row_stride(grad), 2 * width
+    call(f"times_backward_{kernel}_{NAMES[gate.dtype]}", gate, up, grad, both, both[..., width:], *rows_of(gate), *strides)
     return both
 
 
@@ -162,12 +169,12 @@ def rows_of(x: torch.Tensor, *weights: torch.Tensor) -> tuple[int, int]:
     return x.numel() // max(width, 1), width
 
 
-def _row_stride(x: torch.Tensor) -> int:
+def row_stride(x: torch.Tensor) -> int:
     """How far the rows of the last dimension lie apart, which must be the same for all."""
-    if x.numel() == 0:
+    if x.is_contiguous():
         return x.shape[-1]
     rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
     assert x.device.type == "cpu", x.device
     assert rows.data_ptr() == x.data_ptr(), x.stride()
     assert rows.stride(1) == 1, x.stride()
-    return rows.stride(0) if len(rows) > 1 else x.shape[-1]
+    return rows.stride(0)

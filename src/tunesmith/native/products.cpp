@@ -291,8 +291,8 @@ struct Job {
                     bf16 *copied = block + placed * panel_size;
                     pack(streamed, panel + placed, panel + mine, step, step + count, streamed_right(), copied, panel_size);
                     written(block);
-                    for (int64_t pair = 0; pair < mine * theirs; ++pair) {  // along the rows of C, whose pages are many
-                        const int64_t i = streams_a ? pair / theirs : pair % mine, j = streams_a ? pair % theirs : pair / mine;
+                    for (int64_t pair = 0; pair < mine * theirs; ++pair) {  // a kept panel stays in the first cache
+                        const int64_t i = pair % mine, j = pair / mine;
                         const bf16 *copy = i < placed ? nullptr : block + i * panel_size;
                         one(panel + i, group + j, copy, step, count, sums + (waits ? pair * SUMS : 0));
                     }

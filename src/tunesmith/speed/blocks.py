@@ -51,9 +51,10 @@ class Block:
 
     def __init__(self, block: Any, groups: Sequence[Sequence[torch.Tensor]]) -> None:
         self.plain, self.layout = block.forward, LAYOUTS[block]
-        self.inner = [module for module in block.modules() if module is not block]
-        self.num_hooks = self._count_hooks()
-        self.adapted = [module for module in self.inner if hasattr(module, "disable_adapters")]
+        inner = [module for module in block.modules() if module is not block]
+        self.hooks = [hooks for module in inner for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self.num_hooks = sum(map(len, self.hooks))
+        self.adapted = [module for module in inner if hasattr(module, "disable_adapters")]
         self.parameters = [parameter for group in groups for parameter in group]
         self.places = [slice(start, end) for start, end in pairwise(accumulate(map(len, groups), initial=0))]
         """Of each group among the parameters."""
@@ -61,12 +62,9 @@ class Block:
         """The block after it."""
         self._handed: tuple[Any, ...] = (None,)
 
-    def _count_hooks(self) -> int:
-        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in self.inner)
-
     def is_left_to_modules(self, hidden: torch.Tensor) -> bool:
         """Whether somebody watches from inside, wants it without adapters, or sums are in bf16."""
-        watched = self._count_hooks() != self.num_hooks
+        watched = sum(map(len, self.hooks)) != self.num_hooks
         return watched or hidden.dtype != torch.float32 or any(module.disable_adapters for module in self.adapted)
 
     def hand_on(self, output: torch.Tensor, *made_of_it: Any) -> None:
@@ -96,10 +94,10 @@ class Tape:
     drawn: list[Any]
 
     def multiply(self, stack: Stack, x: torch.Tensor) -> torch.Tensor:
-        """What the stack makes of x."""
-        seeds = stack.seeds()
-        outputs, inner = multiply(stack, x, seeds)
-        self.tensors += [x, inner]
+        """What the stack makes of x, [rows, in] or in its room."""
+        seeds, room = stack.seeds(), stack.placed(x)
+        outputs = multiply(stack, room, seeds)
+        self.tensors.append(room)
         self.drawn.append(seeds)
         return outputs
 
@@ -107,8 +105,7 @@ class Tape:
         self, stack: Stack, grad: torch.Tensor, needs_x: bool, wanted: Sequence[bool]
     ) -> tuple[Any, list[torch.Tensor | None]]:
         """The gradients of x and of the stack's parameters."""
-        x, inner = self.take(2)
-        return differentiate(stack, grad, x, inner, self.drawn.pop(), needs_x, wanted)
+        return differentiate(stack, grad, self.take(1)[0], self.drawn.pop(), needs_x, wanted)
 
     def take(self, count: int) -> list[Any]:
         """The last tensors, in the order in which they came."""

@@ -89,8 +89,11 @@ class _Block(Block):
         return Shape(self.layout.boundaries, self.layout.boundaries, left, 0, self.attention.scaling, p, draw_seed() if p else 0)
 
 
-def _normalise(x: torch.Tensor | None, residual: torch.Tensor, norm: Any, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    return add_rms_norm(x, residual, norm.weight, norm.variance_epsilon, dtype)
+def _normalise(x: torch.Tensor | None, residual: torch.Tensor, norm: Any, stack: Stack, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """The sum of x and residual, its norm in the room of the stack that reads it, and 1 / its root mean squares."""
+    room = stack.room(len(residual), dtype)
+    total, rstd = add_rms_norm(x, residual, norm.weight, norm.variance_epsilon, stack.input(room))
+    return total, room, rstd
 
 
 class _Computed(torch.autograd.Function):
@@ -114,24 +117,27 @@ class _Computed(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             residual = hidden.reshape(-1, hidden.shape[2])
             if x is None or rstd is None:
-                _, x, rstd = _normalise(None, residual, block.norm, dtype)
+                _, x, rstd = _normalise(None, residual, block.norm, block.projections, dtype)
             rows = tape.multiply(block.projections, x)
             rotate_(rows, block.rotated, cos, sin, back=False)
             q, k, v = (part.view(len(part), -1, block.head_dim) for part in block.projections.split(rows))
             shape = block.shape()
-            out, row_sums, plan = attend(q, k, v, shape)
+            room = block.attended.room(len(q), dtype)
+            out, row_sums, plan = attend(q, k, v, shape, block.attended.input(room).view(q.shape))
             tape.tensors += [q, k, v, out, row_sums]
             tape.drawn.append((plan, shape))
-            middle, middle_x, middle_rstd = _normalise(tape.multiply(block.attended, out.flatten(1)), residual, block.middle_norm, dtype)
+            middle, middle_x, middle_rstd = _normalise(tape.multiply(block.attended, room), residual, block.middle_norm, block.gates, dtype)
             gates = tape.multiply(block.gates, middle_x)
             tape.tensors.append(gates)
+            room = block.down.room(len(gates), dtype)
             gate, up = block.gates.split(gates)
-            added = tape.multiply(block.down, multiply_by_gate(gate, up, block.activation))
+            multiply_by_gate(gate, up, block.activation, block.down.input(room))
+            added = tape.multiply(block.down, room)
             next_x = next_rstd = None
             if block.following is None:
                 output = middle + added
             else:
-                output, next_x, next_rstd = _normalise(added, middle, block.following.norm, dtype)
+                output, next_x, next_rstd = _normalise(added, middle, block.following.norm, block.following.projections, dtype)
                 ctx.mark_non_differentiable(next_x, next_rstd)
         ctx.save_for_backward(*tape.tensors, residual, rstd, middle, middle_rstd, cos, sin)
         ctx.drawn, ctx.block = tape.drawn, block

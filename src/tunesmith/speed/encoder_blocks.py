@@ -104,6 +104,8 @@ class _Block(Block):
         self.queries = stack_of(stacks, *(parts.projections[:1] if is_last else parts.projections))
         self.keys = stack_of(stacks, *parts.projections[1:]) if is_last else None
         """Where the block is given the tokens that are read of it, and keys and values are those of others."""
+        self.reader = self.keys or self.queries
+        """What reads the output of the block before it."""
         self.attended = _Sum(stack_of(stacks, parts.attended[0]), *parts.attended[1:])
         self.up, self.activation = stack_of(stacks, parts.up), gelu_name(str(gelu_kind(parts.activation)))
         self.down = _Sum(stack_of(stacks, parts.down[0]), *parts.down[1:])
@@ -138,16 +140,19 @@ class _Sum:
         self.stack, self.dropout, self.norm = stack, dropout, norm
         self.parameters = [*stack.parameters, norm.weight, norm.bias]
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor, tape: Tape) -> tuple[torch.Tensor, torch.Tensor]:
-        """The result in the residual's type, and in that of x."""
+    def forward(self, x: torch.Tensor, residual: torch.Tensor, tape: Tape, reader: Stack | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The result in the residual's type, and in that of x, which is in the room of the stack that reads it, if there is one."""
         outputs = tape.multiply(self.stack, x)
         p = self.dropout.p if self.dropout is not None and self.dropout.training else 0.0
         draw = p, draw_seed() if p else 0
-        rounded = None if residual.dtype == x.dtype else torch.empty(residual.shape, dtype=x.dtype)
+        room = rounded = None
+        if residual.dtype != x.dtype and reader is not None:
+            room = reader.room(len(residual), x.dtype)
+            rounded = reader.input(room)
         result, *normed = normalise(outputs, residual, self.norm.weight, self.norm.bias, self.norm.eps, *draw, rounded)
         tape.tensors += normed
         tape.drawn.append((outputs.dtype, *draw))
-        return result, result if rounded is None else rounded
+        return result, result if room is None else room
 
     def backward(
         self, grad: torch.Tensor, more: torch.Tensor | None, tape: Tape, needs_x: bool, wanted: Sequence[bool]
@@ -180,13 +185,16 @@ class _Computed(torch.autograd.Function):
                 parts += block.keys.split(tape.multiply(block.keys, x))
             q, k, v = (part.view(len(part), -1, block.head_dim) for part in parts)
             shape = block.shape()
-            out, row_sums, plan = attend(q, k, v, shape)
+            room = block.attended.stack.room(len(q), dtype)
+            out, row_sums, plan = attend(q, k, v, shape, block.attended.stack.input(room).view(q.shape))
             tape.tensors += [q, k, v, out, row_sums]
             tape.drawn.append((plan, shape))
-            middle, middle_x = block.attended.forward(out.view(-1, width), residual, tape)
+            middle, middle_x = block.attended.forward(room, residual, tape, block.up)
             up = tape.multiply(block.up, middle_x)
             tape.tensors.append(up)
-            output, output_x = block.down.forward(activate(up, block.activation), middle, tape)
+            room = block.down.stack.room(len(up), dtype)
+            activate(up, block.activation, block.down.stack.input(room))
+            output, output_x = block.down.forward(room, middle, tape, None if block.following is None else block.following.reader)
         ctx.save_for_backward(*tape.tensors)
         ctx.drawn, ctx.block = tape.drawn, block
         if output_x is output:

@@ -70,6 +70,10 @@ class Stack:
         self.in_features = layers[0].weight.shape[1]
         self.out_sizes = [layer.weight.shape[0] for layer in layers]
         self.ranks = [0 if layer.lora_a is None else layer.lora_a.shape[0] for layer in layers]
+        self.inner = slice(self.in_features, self.in_features + sum(self.ranks))
+        """Where, beside the input, is what the adapters' A make of it."""
+        self.width = -(-self.inner.stop // WIDTH_MULTIPLE) * WIDTH_MULTIPLE if any(self.ranks) else self.in_features
+        """Of all, and of columns of zeros: rows of a length that the kernel can read where they lie."""
         self._made: dict[str, tuple[list[tuple[int, int]], torch.Tensor]] = {}
         """The matrices in `dtype`, the run's; those in another, which only a trial asks for, are not kept."""
         self._beside: list[tuple[int, int]] = []
@@ -97,7 +101,7 @@ class Stack:
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         """[out, in + ranks + some of zeros]: the stacked weights, and s B beside each."""
-        bases = self._stacked("weight", dtype, [layer.weight for layer in self.layers], (sum(self.out_sizes), self._width))
+        bases = self._stacked("weight", dtype, [layer.weight for layer in self.layers], (sum(self.out_sizes), self.width))
         if not any(self.ranks):
             return bases
         state = [(layer.lora_b.data_ptr(), layer.lora_b._version) for layer in self.layers if layer.lora_b is not None]
@@ -125,14 +129,24 @@ class Stack:
         parts = [layer.weight.new_zeros(size) if layer.bias is None else layer.bias for layer, size in pairs]
         return self._stacked("bias", dtype, parts, (sum(self.out_sizes),))
 
-    @property
-    def filling(self) -> int:
-        """Columns of zeros after those of the adapters: rows of a length that the kernel can read where they lie."""
-        return -(self.in_features + sum(self.ranks)) % WIDTH_MULTIPLE if any(self.ranks) else 0
+    def room(self, rows: int, dtype: torch.dtype) -> torch.Tensor:
+        """[rows, in + ranks + some of zeros], which stand there: for an input, and beside it what the adapters' A make of it."""
+        room = torch.empty(rows, self.width, dtype=dtype)
+        if self.width > self.inner.stop:
+            room[:, self.inner.stop :] = 0
+        return room
 
-    @property
-    def _width(self) -> int:
-        return self.in_features + sum(self.ranks) + self.filling
+    def placed(self, x: torch.Tensor) -> torch.Tensor:
+        """An input in its room; x [rows, in] itself where there are no adapters."""
+        if x.shape[1] == self.width:
+            return x
+        room = self.room(len(x), x.dtype)
+        room[:, : self.in_features] = x
+        return room
+
+    def input(self, room: torch.Tensor) -> torch.Tensor:
+        """[rows, in]: the columns of an input."""
+        return room[:, : self.in_features] if any(self.ranks) else room
 
     def _stacked(self, name: str, dtype: torch.dtype, parts: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
         """The parts below each other in a matrix that is kept, and filled again when one of them has changed."""
@@ -180,57 +194,54 @@ class _Stacked(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, stack: Stack, *parameters: torch.Tensor) -> Any:
         dtype, seeds = compute_dtype(hidden), stack.seeds()
         with torch.autocast(hidden.device.type, enabled=False):
-            flat = hidden.reshape(-1, stack.in_features).to(dtype)
-            outputs, inner = multiply(stack, flat, seeds)
-        ctx.save_for_backward(flat, inner)
+            room = stack.placed(hidden.reshape(-1, stack.in_features).to(dtype))
+            outputs = multiply(stack, room, seeds)
+        ctx.save_for_backward(room)
         ctx.stack, ctx.seeds, ctx.shape, ctx.hidden_dtype = stack, seeds, hidden.shape[:-1], hidden.dtype
         return tuple(part.view(*hidden.shape[:-1], -1) for part in stack.split(outputs))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        (flat, inner), stack = ctx.saved_tensors, ctx.stack
+        (room,), stack = ctx.saved_tensors, ctx.stack
         parts = [
-            flat.new_zeros(len(flat), size) if grad is None else grad.reshape(-1, size).to(flat.dtype)
+            room.new_zeros(len(room), size) if grad is None else grad.reshape(-1, size).to(room.dtype)
             for grad, size in zip(grads, stack.out_sizes, strict=True)
         ]
         needs_hidden, _, *wanted = ctx.needs_input_grad
-        grad_hidden, found = differentiate(stack, side_by_side(parts), flat, inner, ctx.seeds, needs_hidden, wanted)
+        grad_hidden, found = differentiate(stack, side_by_side(parts), room, ctx.seeds, needs_hidden, wanted)
         if grad_hidden is not None:
             grad_hidden = grad_hidden.reshape(*ctx.shape, stack.in_features).to(ctx.hidden_dtype)
         return grad_hidden, None, *found
 
 
-def multiply(stack: Stack, flat: torch.Tensor, seeds: list[int | None] | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """y = [x, x A'] [W, s B]' + bias, [tokens, out], of x [tokens, in]; and x A', if there are adapters."""
-    dtype = flat.dtype
-    if not any(stack.ranks):
-        return product(flat, stack.weight(dtype).t(), stack.bias(dtype)), None
-    inner = _inner(stack, flat, seeds)
-    inputs = torch.cat([flat, inner, flat.new_zeros(len(flat), stack.filling)], 1)
-    return product(inputs, stack.weight(dtype).t(), stack.bias(dtype)), inner
+def multiply(stack: Stack, room: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
+    """y = [x, x A'] [W, s B]' + bias, [tokens, out], of x as `placed` gives it; x A' is written into the room beside it."""
+    dtype = room.dtype
+    if any(stack.ranks):
+        room[:, stack.inner] = _inner(stack, stack.input(room), seeds)
+    return product(room, stack.weight(dtype).t(), stack.bias(dtype))
 
 
 def differentiate(
     stack: Stack,
     grad: torch.Tensor,
-    flat: torch.Tensor,
-    inner: torch.Tensor | None,
+    room: torch.Tensor,
     seeds: list[int | None] | None,
     needs_input: bool,
     needs_parameters: Sequence[bool],
 ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
-    """The gradients of x, [tokens, in], and of the stack's parameters, from that of y and what `multiply` was given and gave."""
-    width, ranks = stack.in_features, sum(stack.ranks)
+    """The gradients of x, [tokens, in], whose rows may lie apart, and of the stack's parameters; from that of y and the room that
+    `multiply` was given."""
     grad_input = grad_inner = None
     if needs_input:
         grad_input = product(grad, stack.weight(grad.dtype))
-        if ranks:
-            grad_inner = grad_input[:, width : width + ranks].contiguous()
-            grad_input = _add_inner(stack, grad_input[:, :width], grad_inner, seeds)
-    elif ranks:
-        grad_inner = product(grad, stack.weight(grad.dtype)[:, width : width + ranks])
+        if any(stack.ranks):
+            grad_inner = grad_input[:, stack.inner].contiguous()
+            grad_input = _add_inner(stack, stack.input(grad_input), grad_inner, seeds)
+    elif any(stack.ranks):
+        grad_inner = product(grad, stack.weight(grad.dtype)[:, stack.inner])
     wanted = dict(zip(map(id, stack.parameters), needs_parameters, strict=True))
-    return grad_input, _parameter_grads(stack, wanted, grad, flat, inner, grad_inner, seeds)
+    return grad_input, _parameter_grads(stack, wanted, grad, room, grad_inner, seeds)
 
 
 def side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -253,7 +264,7 @@ def _inner(stack: Stack, flat: torch.Tensor, seeds: list[int | None] | None) -> 
     every = stack.lora_a(flat.dtype)
     if seeds is None:
         return product(flat, every.t())
-    parts = zip(stack.layers, seeds, every.split_with_sizes(stack.ranks), strict=True)
+    flat, parts = flat.contiguous(), zip(stack.layers, seeds, every.split_with_sizes(stack.ranks), strict=True)
     return torch.cat([product(_drop(layer, flat, seed), lora_a.t()) for layer, seed, lora_a in parts], 1)
 
 
@@ -273,6 +284,7 @@ def _grad_of_a(stack: Stack, flat: torch.Tensor, grad_inner: torch.Tensor, seeds
     """Of the stacked A, [ranks, in]."""
     if seeds is None:
         return product(grad_inner.t(), flat, out_dtype=torch.float32)
+    flat = flat.contiguous()
     parts = zip(stack.layers, seeds, grad_inner.split_with_sizes(stack.ranks, 1), strict=True)
     return torch.cat([product(grad.t(), _drop(layer, flat, seed), out_dtype=torch.float32) for layer, seed, grad in parts])
 
@@ -286,17 +298,17 @@ def _parameter_grads(
     stack: Stack,
     wanted: dict[int, bool],
     grad: torch.Tensor,
-    flat: torch.Tensor,
-    inner: torch.Tensor | None,
+    room: torch.Tensor,
     grad_inner: torch.Tensor | None,
     seeds: list[int | None] | None,
 ) -> list[torch.Tensor | None]:
     """Gradients of the stack's parameters, in their order; products are in the type of `grad`, as under autocast."""
+    flat = stack.input(room)
     needs_weight = any(wanted[id(layer.weight)] for layer in stack.layers)
     of_weights = product(grad.t(), flat, out_dtype=stack.layers[0].weight.dtype).split_with_sizes(stack.out_sizes) if needs_weight else ()
     needs_bias = any(layer.bias is not None and wanted[id(layer.bias)] for layer in stack.layers)
     of_biases = grad.sum(0).split_with_sizes(stack.out_sizes) if needs_bias else ()
-    of_b = product(grad.t(), inner, out_dtype=torch.float32) if inner is not None else None
+    of_b = product(grad.t(), room[:, stack.inner], out_dtype=torch.float32) if any(stack.ranks) else None
     of_a = None if grad_inner is None else _grad_of_a(stack, flat, grad_inner, seeds)
     found: list[torch.Tensor | None] = []
     row = column = 0

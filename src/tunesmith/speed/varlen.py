@@ -86,12 +86,16 @@ class _Attention(torch.autograd.Function):
         return *grads, grad_bias, None
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, torch.Tensor, Plan]:
-    """`varlen_attention` without a graph, and what its gradient wants: numbers for each token and head, and who computed which sequence."""
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, Plan]:
+    """`varlen_attention` without a graph, in `out` if given, whose tokens may lie apart, and what its gradient wants: numbers for each
+    token and head, and who computed which sequence."""
     own = tuple(shape.boundaries.tolist())
     other = own if shape.key_boundaries is shape.boundaries else tuple(shape.key_boundaries.tolist())
     plan = _plan(own, other, q.shape[2], q.dtype, library() is not None, shape.dropout > 0 or shape.bias is not None)
-    out = torch.empty(q.shape, dtype=q.dtype)
+    out = torch.empty(q.shape, dtype=q.dtype) if out is None else out
+    assert (out.shape, out.dtype) == (q.shape, q.dtype), (out.shape, out.dtype)
     row_sums = torch.empty(*q.shape[:2], 2)
     if len(plan.native):
         native.forward(q, k, v, out, row_sums, shape, plan.native)
