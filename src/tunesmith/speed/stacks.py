@@ -1,6 +1,6 @@
 """Linear layers that read one input, as one product with their adapters.
 
-Their weights are stacked, W [out, in]; those of LoRA's A too, A [ranks, in], and s B stands beside W: y = [x, x A'] [W, s B]' is one
+Their weights are stacked, W [out, in]; those of LoRA's A too, s A [ranks, in], and B stands beside W: y = [x, x s A'] [W, B]' is one
 product for base and adapters, and so is its gradient. The copies are in the type that products are computed in and made again when a weight
 has changed, as autocast does.
 """
@@ -100,7 +100,7 @@ class Stack:
         return [draw_seed() if drop else None for drop in drops] if any(drops) else None
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """[out, in + ranks + some of zeros]: the stacked weights, and s B beside each."""
+        """[out, in + ranks + some of zeros]: the stacked weights, and B beside each."""
         bases = self._stacked("weight", dtype, [layer.weight for layer in self.layers], (sum(self.out_sizes), self.width))
         if not any(self.ranks):
             return bases
@@ -112,14 +112,15 @@ class Stack:
         row, column = 0, self.in_features
         for layer, size, rank in zip(self.layers, self.out_sizes, self.ranks, strict=True):
             if layer.lora_b is not None:
-                torch.mul(layer.lora_b.detach(), layer.scaling, out=bases[row : row + size, column : column + rank])
+                bases[row : row + size, column : column + rank] = layer.lora_b.detach()
             row, column = row + size, column + rank
         return bases
 
     def lora_a(self, dtype: torch.dtype) -> torch.Tensor:
-        """[ranks, in]: the stacked A."""
-        parts = [layer.lora_a for layer in self.layers if layer.lora_a is not None]
-        return self._stacked("lora_a", dtype, parts, (sum(self.ranks), self.in_features))
+        """[ranks, in]: the stacked s A."""
+        adapted = [layer for layer in self.layers if layer.lora_a is not None]
+        scales = [layer.scaling for layer in adapted]
+        return self._stacked("lora_a", dtype, [layer.lora_a for layer in adapted], (sum(self.ranks), self.in_features), scales)
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
         """[out], or None where no layer has a bias."""
@@ -148,8 +149,10 @@ class Stack:
         """[rows, in]: the columns of an input."""
         return room[:, : self.in_features] if any(self.ranks) else room
 
-    def _stacked(self, name: str, dtype: torch.dtype, parts: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
-        """The parts below each other in a matrix that is kept, and filled again when one of them has changed."""
+    def _stacked(
+        self, name: str, dtype: torch.dtype, parts: list[Any], shape: tuple[int, ...], scales: Sequence[float] | None = None
+    ) -> torch.Tensor:
+        """The parts, each times its scale, below each other in a matrix that is kept, and filled again when one of them has changed."""
         state = [(part.data_ptr(), part._version) for part in parts]
         known, matrix = self._made.get(name, ([], None)) if dtype == self.dtype else ([], None)
         if matrix is not None and known == state:
@@ -158,9 +161,11 @@ class Stack:
             if matrix is None:
                 matrix = torch.zeros(shape, dtype=dtype)
             row = 0
-            for part in parts:
+            for number, part in enumerate(parts):
                 place = matrix[row : row + len(part)]
-                if place.data_ptr() != part.data_ptr():
+                if scales is not None:
+                    torch.mul(part, scales[number], out=place)
+                elif place.data_ptr() != part.data_ptr():
                     (place[:, : self.in_features] if name == "weight" else place).copy_(part)
                 row += len(part)
         if dtype == self.dtype:
@@ -215,7 +220,7 @@ class _Stacked(torch.autograd.Function):
 
 
 def multiply(stack: Stack, room: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
-    """y = [x, x A'] [W, s B]' + bias, [tokens, out], of x as `placed` gives it; x A' is written into the room beside it."""
+    """y = [x, x s A'] [W, B]' + bias, [tokens, out], of x as `placed` gives it; x s A' is written into the room beside it."""
     dtype = room.dtype
     if any(stack.ranks):
         room[:, stack.inner] = _inner(stack, stack.input(room), seeds)
@@ -308,7 +313,6 @@ def _parameter_grads(
     of_weights = product(grad.t(), flat, out_dtype=stack.layers[0].weight.dtype).split_with_sizes(stack.out_sizes) if needs_weight else ()
     needs_bias = any(layer.bias is not None and wanted[id(layer.bias)] for layer in stack.layers)
     of_biases = grad.sum(0).split_with_sizes(stack.out_sizes) if needs_bias else ()
-    of_b = product(grad.t(), room[:, stack.inner], out_dtype=torch.float32) if any(stack.ranks) else None
     of_a = None if grad_inner is None else _grad_of_a(stack, flat, grad_inner, seeds)
     found: list[torch.Tensor | None] = []
     row = column = 0
@@ -318,9 +322,9 @@ def _parameter_grads(
             values.append((layer.bias, of_biases[number] if needs_bias else None))
         if layer.lora_a is not None and layer.lora_b is not None:
             assert of_a is not None
-            assert of_b is not None
-            values.append((layer.lora_a, of_a[column : column + rank]))
-            values.append((layer.lora_b, of_b[row : row + size, column : column + rank] * layer.scaling))
+            inner = room[:, stack.inner][:, column : column + rank]
+            values.append((layer.lora_a, of_a[column : column + rank] * layer.scaling))
+            values.append((layer.lora_b, product(grad[:, row : row + size].t(), inner, out_dtype=torch.float32)))
         found += [value.to(parameter.dtype) if wanted[id(parameter)] and value is not None else None for parameter, value in values]
         row, column = row + size, column + rank
     return found
