@@ -226,7 +226,7 @@ class _HeadLoss(torch.autograd.Function):
         correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
         for start in range(0, len(targets), CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
-            raw = product(hidden[part], cast.t())
+            raw = product(hidden[part], cast.t(), apart=True)
             if bias is not None:
                 raw += bias.to(raw.dtype)
             losses[part], correct[part], grad = _score_chunk(raw, targets[part], head, with_grad)

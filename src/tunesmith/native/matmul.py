@@ -25,19 +25,32 @@ SHALLOW = 64
 """Up to this k, torch's products are faster where there are no tile registers: too little is summed for copies of operands to pay."""
 DEEP = 4096
 """Sums over twice as many numbers or more are made in parts of so many, in fp32: a part of the right operand stays in the cache."""
+PAGE = 4096
+APART = 32
+"""Columns between rows that lie apart: as many as the kernel reads at once."""
 REPEATS = 15
 
 
 def product(
-    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None, out_dtype: torch.dtype | None = None
+    left: torch.Tensor,
+    right: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    apart: bool = False,
 ) -> torch.Tensor:
-    """left [m, k] @ right [k, n] + bias [n] of one type, in that type or in `out_dtype`."""
+    """left [m, k] @ right [k, n] + bias [n] of one type, in that type or in `out_dtype`.
+
+    Where it may have rows that lie `apart`, they do if they would otherwise, a multiple of a page from each other, push each other out of
+    the cache.
+    """
     out_dtype = out_dtype or left.dtype
     if left.device.type == "cpu" and left.dtype == torch.bfloat16:
         operations = left.shape[0] * left.shape[1] * right.shape[1]
         if operations >= FEWEST_FOR_TILES and _has_kernel(left.shape[1]):
-            deep = left.shape[1] >= 2 * DEEP
-            return _deep(left, right, bias).to(out_dtype) if deep else tiles.product(left, right, bias, out_dtype=out_dtype)
+            if left.shape[1] >= 2 * DEEP:
+                return _deep(left, right, bias).to(out_dtype)
+            out = _rows_apart(left.shape[0], right.shape[1], out_dtype) if apart else None
+            return tiles.product(left, right, bias, out, out_dtype)
         large = operations >= FEWEST_OPERATIONS
         return _in_parts(left, right, bias, num_parts() if large else 1).to(out_dtype)
     return _in_parts(left, right, bias, 1).to(out_dtype)
@@ -57,6 +70,11 @@ def _deep(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) ->
         part = slice(start, start + DEEP)
         tiles.product(left[:, part], right[part], out=result, accumulate=True)
     return result
+
+
+def _rows_apart(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    room = columns if columns * dtype.itemsize % PAGE else columns + APART
+    return torch.empty(rows, room, dtype=dtype)[:, :columns]
 
 
 def _has_kernel(depth: int) -> bool:

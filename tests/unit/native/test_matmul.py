@@ -44,6 +44,19 @@ def test_products_bias_and_layouts(size: tuple[int, int, int], dtype: torch.dtyp
 
 
 @pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_a_multiple_of_a_page_long_may_lie_apart(dtype: torch.dtype) -> None:
+    left, right, expected = operands(40, 96, 2048, dtype)
+    found = matmul.product(left, right, apart=True)
+    assert (found.shape, found.stride(1)) == (expected.shape, 1)
+    assert close(found, expected)
+    if dtype == torch.bfloat16 and products.has_products():
+        assert found.stride(0) * found.element_size() % matmul.PAGE
+    narrow = matmul.product(left, right[:, :1000], apart=True)
+    assert narrow.is_contiguous()
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_is_added_in_its_place(size: tuple[int, int, int], dtype: torch.dtype) -> None:
