@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 
 SAMPLE_SECONDS = 0.05
+CHILDREN_SECONDS = 1.0
+"""How often children are looked for: it takes all processes of the machine, and time from what is measured."""
 SHOWN_CHARACTERS = 400
 
 
@@ -66,13 +68,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _sample(pid: int, memory: list[tuple[float, int]], done: threading.Event) -> None:
+    processes: list[psutil.Process] = []
+    looked = 0.0
     while not done.wait(SAMPLE_SECONDS):
+        now = time.time()
         try:
-            process = psutil.Process(pid)
-            size = sum(_resident(one) for one in (process, *process.children(recursive=True)))
+            if now - looked >= CHILDREN_SECONDS:
+                process, looked = psutil.Process(pid), now
+                processes = [process, *process.children(recursive=True)]
         except psutil.NoSuchProcess:
             return
-        memory.append((time.time(), size))
+        memory.append((now, sum(map(_resident, processes))))
 
 
 def _resident(process: psutil.Process) -> int:
