@@ -46,7 +46,7 @@ WORKS = {
         Work(
             "minilm-full-sst2", "MiniLM, all weights, sentences of film reviews", "train",
             {"model": "minilm", "data": SST2, "method": "full", "train": {"learning_rate": 1e-4}},
-            steps=60, batch_size=32, micro_batches=2,
+            steps=100, batch_size=32, micro_batches=2,
         ),
         Work(
             "minilm-full-cfimdb", "MiniLM, all weights, long film reviews of up to 512 tokens", "train",
@@ -59,7 +59,7 @@ WORKS = {
         Work(
             "minilm-lora-sst2", "MiniLM, LoRA of rank 16 on all linear layers, sentences of film reviews", "train",
             {"model": "minilm", "data": SST2, "method": LORA, "train": {"learning_rate": 5e-4}},
-            steps=60, batch_size=32, micro_batches=2,
+            steps=100, batch_size=32, micro_batches=2,
         ),
         Work(
             "smollm2-lora-oasst", "SmolLM2-135M, LoRA of rank 16 on all linear layers, conversations of up to 1,024 tokens", "train",
