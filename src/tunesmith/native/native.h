@@ -173,18 +173,21 @@ INLINE float fast_exp(float x) {
     return p * half_power * 2.0f;
 }
 
-// 2^x for x <= 0 within 2e-7 of its value; 2^-126 below -126, NaN for NaN.
-INLINE float fast_exp2_of_negative(float x) {
-    x = x < -126.0f ? -126.0f : x;
-    const float shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f);  // rounded to an integer in the low bits, and the rest
-    float p = 0.0001534581242594868f;
-    p = p * r + 0.0013399930903688073f;
+// 2^r for |r| <= 1/2 within 8e-8 of its value, of one number or many.
+template <typename V> INLINE V exp2_of_rest(V r) {
+    V p = r * 0.0001534581242594868f + 0.0013399930903688073f;
     p = p * r + 0.009618489071726799f;
     p = p * r + 0.05550328642129898f;
     p = p * r + 0.24022646248340607f;
     p = p * r + 0.6931471824645996f;
-    p = p * r + 1.0f;
-    return float_of(bits_of(p) + (bits_of(shifted) << 23));
+    return p * r + 1.0f;
+}
+
+// 2^x for x <= 0 within 2e-7 of its value; 2^-126 below -126, NaN for NaN.
+INLINE float fast_exp2_of_negative(float x) {
+    x = x < -126.0f ? -126.0f : x;
+    const float shifted = x + 12582912.0f;  // rounds to an integer in the low bits
+    return float_of(bits_of(exp2_of_rest(x - (shifted - 12582912.0f))) + (bits_of(shifted) << 23));
 }
 
 INLINE float fast_sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }

@@ -77,15 +77,8 @@ INLINE f32x16 select_at_least(const uint16_t *words, int32_t threshold, f32x16 v
 INLINE f32x16 exp2_of_negative(f32x16 x) {
     x = larger(x, splat(-126.0f));
     const f32x16 shifted = x + 12582912.0f;  // rounds to an integer in the low bits
-    const f32x16 r = x - (shifted - 12582912.0f);
-    f32x16 p = splat(0.0001534581242594868f);
-    p = p * r + 0.0013399930903688073f;
-    p = p * r + 0.009618489071726799f;
-    p = p * r + 0.05550328642129898f;
-    p = p * r + 0.24022646248340607f;
-    p = p * r + 0.6931471824645996f;
-    p = p * r + 1.0f;
-    return by_part(p, shifted, [](PartF a, PartF b, int) { return (PartF)((PartU)a + ((PartU)b << 23)); });
+    const f32x16 power = exp2_of_rest(x - (shifted - 12582912.0f));
+    return by_part(power, shifted, [](PartF a, PartF b, int) { return (PartF)((PartU)a + ((PartU)b << 23)); });
 }
 
 #if defined(__AVX512F__)
