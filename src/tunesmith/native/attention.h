@@ -5,8 +5,6 @@
 
 #include <type_traits>
 
-constexpr float LOG2_E = 1.44269504f;
-
 template <typename T> struct Matrix {  // [tokens, heads, width]
     T *data;
     int64_t token_stride, head_stride;

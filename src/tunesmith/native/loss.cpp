@@ -11,7 +11,6 @@ struct Head {
 template <bool BENT, typename T>
 static void score(T *logits, const int64_t *targets, float *losses, uint8_t *correct, int64_t rows, int64_t columns, int64_t stride, Head head,
                   bool with_grad) {
-    constexpr float LOG2_E = 1.44269504f;
     parallel_rows(rows, columns, [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             T *x = logits + row * stride;

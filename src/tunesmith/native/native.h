@@ -155,11 +155,13 @@ template <typename Body> INLINE void with_uniforms(const Dropout &dropout, int64
 
 // ---- functions ----
 
+constexpr float LOG2_E = 1.44269504f;
+
 // e^x within 2e-7 of its value; 0 below -87, infinite above 88.7, NaN for NaN.
 INLINE float fast_exp(float x) {
     x = x < -87.33f ? -87.33f : x;
     x = x > 89.0f ? 89.0f : x;
-    const float shifted = x * 1.44269504f + 12582912.0f;  // rounds to an integer in the low bits
+    const float shifted = x * LOG2_E + 12582912.0f;  // rounds to an integer in the low bits
     const float n = shifted - 12582912.0f;
     const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;

@@ -166,3 +166,23 @@ def test_a_loss_has_one_backward_pass_and_any_scale() -> None:
     torch.testing.assert_close(gradients[1], gradients[0] / 4, rtol=1e-5, atol=1e-7)
     with pytest.raises(AssertionError, match="a second time"):
         loss.backward()
+
+
+def test_the_head_is_given_nothing_to_cast_and_autocast_goes_on_after_it() -> None:
+    model = tiny_decoder("llama")
+    inputs, labels = batch(model.config.vocab_size)
+    score_tokens(model, inputs, labels)  # which tries what its head is
+    states: list[tuple[int, bool]] = []
+
+    def note(_: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        states.append((output.numel(), torch.is_autocast_enabled("cpu")))
+
+    model.lm_head.register_forward_hook(note)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        score_tokens(model, inputs, labels)
+        model.lm_head.forward = lambda hidden: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            score_tokens(model, inputs, labels)
+        assert torch.is_autocast_enabled("cpu")
+    assert states == [(0, False)]
+    assert not torch.is_autocast_enabled("cpu")
