@@ -26,7 +26,7 @@ namespace {
 
 constexpr int64_t STEP = 2 * TILE<bf16>;   // elements of one panel (32 of m or n) in one step (32 of k)
 constexpr int64_t SUMS = 4 * TILE<float>;  // of 32 x 32 numbers
-constexpr int64_t CHUNK_STEPS = 18;        // the most steps at a time: two panels of them about fit the first cache
+constexpr int64_t CHUNK_STEPS = 20;        // the most steps at a time: two panels of them about fit the first cache
 constexpr int64_t STREAMED_PANELS = 8;     // the most panels at a time, of either operand
 constexpr int64_t KEPT_PANELS = 32;
 constexpr int64_t AHEAD = 4;               // steps by which a copy asks for its input
@@ -161,7 +161,7 @@ template <int DOWN, int ACROSS> INLINE void multiply(const Left &from, const bf1
 }
 #else
 template <int DOWN, int ACROSS> INLINE void multiply(const Left &from, const bf16 *right, int64_t steps, bool resume, float *sums) {
-    constexpr int ROWS = 8;
+    constexpr int ROWS = ACROSS == 1 ? 16 : 8;  // as many sums as hide how long each takes
     for (int row = 0; row < 16 * DOWN; row += ROWS) {
         const char *left = reinterpret_cast<const char *>(from.data + row / 16 * from.half) + row % 16 * from.row_bytes;
         float *const to = sums + row / 16 * 512 + row % 16 * 16;
@@ -174,7 +174,7 @@ template <int DOWN, int ACROSS> INLINE void multiply(const Left &from, const bf1
             for (int pair = 0; pair < 16; ++pair) {
                 __m512bh columns[ACROSS];
                 for (int j = 0; j < ACROSS; ++j) columns[j] = (__m512bh)_mm512_load_ps(from_right + j * TILE<bf16> + 32 * pair);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
                 for (int i = 0; i < ROWS; ++i) {
                     const __m512bh both = (__m512bh)_mm512_set1_ps(load<float>(left + i * from.row_bytes + 4 * pair));
 #pragma GCC unroll 2
