@@ -238,6 +238,7 @@ class _HeadLoss(torch.autograd.Function):
                 grad_weight = product(grad.t(), hidden[part], out_dtype=torch.float32)
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=torch.float32)
+            del raw, grad  # before the next chunk is made
         if ctx.needs_input_grad[1] and grad_weight is None:
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         ctx.grads, ctx.dtypes = [grad_hidden, grad_weight, grad_bias], [hidden.dtype, weight.dtype, weight.dtype]
