@@ -87,11 +87,11 @@ template <typename Act, typename T> static void forward(const T *x, T *y, int64_
     });
 }
 
-// grad_x [rows, width] from x and the gradient of y, whose rows lie `stride` apart.
+// grad_x, whose rows lie `x_stride` apart, from x [rows, width] and the gradient of y, whose rows lie `stride` apart.
 template <typename Act, typename T>
-static void backward(const T *x, const T *grad, T *grad_x, int64_t rows, int64_t width, int64_t stride) {
+static void backward(const T *x, const T *grad, T *grad_x, int64_t rows, int64_t width, int64_t stride, int64_t x_stride) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) backward_row<Act>(x + row * width, grad + row * stride, grad_x + row * width, width);
+        for (int64_t row = begin; row < end; ++row) backward_row<Act>(x + row * width, grad + row * stride, grad_x + row * x_stride, width);
     });
 }
 
@@ -108,35 +108,47 @@ static void times(const T *gate, const T *up, T *y, int64_t rows, int64_t width,
     });
 }
 
+// The gradients of a row of gate and up, and (`WITH_Y`) what `times` made of them, which may be written over `grad`.
+template <typename Act, bool WITH_Y, typename T>
+static INLINE void times_backward_row(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, T *y, int64_t width) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+        const float slope = to_float(grad[i]), times = to_float(up[i]);
+        const Slope act = Act::both(to_float(gate[i]));
+        grad_gate[i] = from_float<T>(slope * times * act.slope);
+        grad_up[i] = from_float<T>(slope * act.value);
+        if (WITH_Y) y[i] = from_float<T>(act.value * times);
+    }
+}
+
 template <typename Act, typename T>
-static void times_backward(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, int64_t rows, int64_t width,
-                           int64_t stride, int64_t y_stride, int64_t grad_stride) {
+static void times_backward(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, T *y, int64_t rows, int64_t width,
+                           int64_t stride, int64_t grad_stride, int64_t gates_stride, int64_t y_stride) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-            const T *g = gate + row * stride, *u = up + row * stride, *d = grad + row * y_stride;
-            T *dg = grad_gate + row * grad_stride, *du = grad_up + row * grad_stride;
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i) {
-                const float slope = to_float(d[i]);
-                const Slope act = Act::both(to_float(g[i]));
-                dg[i] = from_float<T>(slope * to_float(u[i]) * act.slope);
-                du[i] = from_float<T>(slope * act.value);
-            }
+            const T *g = gate + row * stride, *u = up + row * stride, *d = grad + row * grad_stride;
+            T *dg = grad_gate + row * gates_stride, *du = grad_up + row * gates_stride;
+            if (y)
+                times_backward_row<Act, true>(g, u, d, dg, du, y + row * y_stride, width);
+            else
+                times_backward_row<Act, false>(g, u, d, dg, du, y, width);
         }
     });
 }
 
 #define ACTIVATION(NAME, ACT, T)                                                                                                     \
     extern "C" void NAME(const T *x, T *y, int64_t rows, int64_t width, int64_t stride) { forward<ACT>(x, y, rows, width, stride); } \
-    extern "C" void backward_##NAME(const T *x, const T *grad, T *grad_x, int64_t rows, int64_t width, int64_t stride) {             \
-        backward<ACT>(x, grad, grad_x, rows, width, stride);                                                                         \
+    extern "C" void backward_##NAME(const T *x, const T *grad, T *grad_x, int64_t rows, int64_t width, int64_t stride,               \
+                                    int64_t x_stride) {                                                                              \
+        backward<ACT>(x, grad, grad_x, rows, width, stride, x_stride);                                                               \
     }                                                                                                                                \
     extern "C" void times_##NAME(const T *gate, const T *up, T *y, int64_t rows, int64_t width, int64_t stride, int64_t y_stride) {  \
         times<ACT>(gate, up, y, rows, width, stride, y_stride);                                                                      \
     }                                                                                                                                \
-    extern "C" void times_backward_##NAME(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, int64_t rows,         \
-                                          int64_t width, int64_t stride, int64_t y_stride, int64_t grad_stride) {                    \
-        times_backward<ACT>(gate, up, grad, grad_gate, grad_up, rows, width, stride, y_stride, grad_stride);                         \
+    extern "C" void times_backward_##NAME(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, T *y, int64_t rows,   \
+                                          int64_t width, int64_t stride, int64_t grad_stride, int64_t gates_stride,                  \
+                                          int64_t y_stride) {                                                                        \
+        times_backward<ACT>(gate, up, grad, grad_gate, grad_up, y, rows, width, stride, grad_stride, gates_stride, y_stride);        \
     }
 ACTIVATION(gelu_fp32, Gelu, float)
 ACTIVATION(gelu_bf16, Gelu, bf16)

@@ -167,8 +167,9 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         total, weight, mean, rstd = ctx.saved_tensors
         x_dtype, residual_dtype = ctx.dtypes
-        dropped = x_dtype if residual_dtype is not None and ctx.needs_input_grad[0] else None
-        grad_total, grad_x, *of_parameters = normalise_backward(grad, total, weight, mean, rstd, dropped, *ctx.draw)
+        has_dropped = residual_dtype is not None and ctx.needs_input_grad[0]
+        grad_x = torch.empty(total.shape, dtype=x_dtype) if has_dropped else None
+        grad_total, *of_parameters = normalise_backward(grad, total, weight, mean, rstd, grad_x, *ctx.draw)
         if residual_dtype is None:
             grad_x = grad_total
         grad_residual = grad_total.to(residual_dtype) if ctx.needs_input_grad[1] else None

@@ -37,23 +37,24 @@ def product(
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     apart: bool = False,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """left [m, k] @ right [k, n] + bias [n] of one type, in that type or in `out_dtype`.
+    """left [m, k] @ right [k, n] + bias [n] of one type, in that type or in `out_dtype`; or in `out`, whose rows may lie apart.
 
     Where it may have rows that lie `apart`, they do if they would otherwise, a multiple of a page from each other, push each other out of
     the cache.
     """
-    out_dtype = out_dtype or left.dtype
+    parts, out_dtype = 1, out_dtype or left.dtype
     if left.device.type == "cpu" and left.dtype == torch.bfloat16:
         operations = left.shape[0] * left.shape[1] * right.shape[1]
         if operations >= FEWEST_FOR_TILES and _has_kernel(left.shape[1]):
             if left.shape[1] >= 2 * DEEP:
-                return _deep(left, right, bias).to(out_dtype)
-            out = _rows_apart(left.shape[0], right.shape[1], out_dtype) if apart else None
+                return _placed(_deep(left, right, bias), out_dtype, out)
+            out = _rows_apart(left.shape[0], right.shape[1], out_dtype) if apart else out
             return tiles.product(left, right, bias, out, out_dtype)
-        large = operations >= FEWEST_OPERATIONS
-        return _in_parts(left, right, bias, num_parts() if large else 1).to(out_dtype)
-    return _in_parts(left, right, bias, 1).to(out_dtype)
+        if operations >= FEWEST_OPERATIONS:
+            parts = num_parts()
+    return _placed(_in_parts(left, right, bias, parts), out_dtype, out)
 
 
 def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -61,6 +62,10 @@ def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> t
     if out.device.type == "cpu" and left.dtype == torch.bfloat16 and _has_kernel(left.shape[1]):
         return tiles.product(left, right, out=out, accumulate=True)
     return out.addmm_(left, right) if out.dtype == left.dtype else out.add_(left @ right)
+
+
+def _placed(found: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
+    return found.to(dtype) if out is None else out.copy_(found)
 
 
 def _deep(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

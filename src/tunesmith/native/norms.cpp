@@ -92,8 +92,8 @@ static INLINE void normalise_backward(const T *sum, const float *weight, const T
 
 template <typename In, typename T>
 static void layer_norm_backward(const T *sum, const float *weight, const float *mean, const float *rstd, const T *grad,
-                                const bf16 *more, int64_t more_stride, T *grad_sum, In *grad_x, float *grad_weight, float *grad_bias,
-                                int64_t rows, int64_t width, const Dropout dropout) {
+                                const bf16 *more, int64_t more_stride, T *grad_sum, In *grad_x, int64_t x_stride, float *grad_weight,
+                                float *grad_bias, int64_t rows, int64_t width, const Dropout dropout) {
     with_sums(rows, width, {grad_weight, grad_bias}, [=](int64_t row, float *sums) {
         const int64_t first = row * width;
         const T *slope = grad + first;
@@ -108,7 +108,7 @@ static void layer_norm_backward(const T *sum, const float *weight, const float *
         if (grad_x)
             with_uniforms(dropout, first, width, [=](int64_t at, int64_t elements, const uint16_t *uniforms) {
                 const T *from = grad_sum + first + at;
-                In *to = grad_x + first + at;
+                In *to = grad_x + row * x_stride + at;
 #pragma omp simd
                 for (int64_t i = 0; i < elements; ++i) to[i] = from_float<In>(to_float(from[i]) * dropout.factor(uniforms[i]));
             });
@@ -124,10 +124,10 @@ static void layer_norm_backward(const T *sum, const float *weight, const float *
     }                                                                                                                             \
     extern "C" void layer_norm_backward_##NAME(const T *sum, const float *weight, const float *mean, const float *rstd,           \
                                                const T *grad, const bf16 *more, int64_t more_stride, T *grad_sum, IN *grad_x,     \
-                                               float *grad_weight, float *grad_bias, int64_t rows, int64_t width, double p,       \
-                                               int64_t seed) {                                                                    \
-        layer_norm_backward(sum, weight, mean, rstd, grad, more, more_stride, grad_sum, grad_x, grad_weight, grad_bias, rows,     \
-                            width, Dropout(p, seed));                                                                             \
+                                               int64_t x_stride, float *grad_weight, float *grad_bias, int64_t rows,              \
+                                               int64_t width, double p, int64_t seed) {                                           \
+        layer_norm_backward(sum, weight, mean, rstd, grad, more, more_stride, grad_sum, grad_x, x_stride, grad_weight, grad_bias, \
+                            rows, width, Dropout(p, seed));                                                                       \
     }
 LAYER_NORM(fp32_fp32, float, float)
 LAYER_NORM(bf16_fp32, bf16, float)
@@ -135,14 +135,10 @@ LAYER_NORM(bf16_bf16, bf16, bf16)
 
 // ---- RMSNorm ----
 
-// A row of width numbers; returns 1 / their root mean square. Llama rounds what is normalised to x's type before it multiplies by the
-// weight; Gemma multiplies by (1 + weight) first.
+// A row of width numbers whose root mean square is 1 / r. Llama rounds what is normalised to x's type before it multiplies by the weight;
+// Gemma multiplies by (1 + weight) first.
 template <typename T, typename Out>
-static INLINE float rms_norm_row(const T *from, const float *weight, Out *to, int64_t width, float eps, float offset) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < width; ++i) squares += to_float(from[i]) * to_float(from[i]);
-    const float r = 1.0f / std::sqrt(squares / float(width) + eps);
+static INLINE void rms_norm_row(const T *from, const float *weight, Out *to, int64_t width, float r, float offset) {
     if (offset != 0) {
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) to[i] = from_float<Out>(to_float(from[i]) * r * (offset + weight[i]));
@@ -150,13 +146,22 @@ static INLINE float rms_norm_row(const T *from, const float *weight, Out *to, in
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) to[i] = from_float<Out>(rounded_to<T>(to_float(from[i]) * r) * weight[i]);
     }
-    return r;
+}
+
+template <typename T> static INLINE float rstd_of_row(const T *from, int64_t width, float eps) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < width; ++i) squares += to_float(from[i]) * to_float(from[i]);
+    return 1.0f / std::sqrt(squares / float(width) + eps);
 }
 
 template <typename T, typename Out>
 static void rms_norm(const T *x, const float *weight, Out *y, float *rstd, int64_t rows, int64_t width, float eps, float offset) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) rstd[row] = rms_norm_row(x + row * width, weight, y + row * width, width, eps, offset);
+        for (int64_t row = begin; row < end; ++row) {
+            const float r = rstd[row] = rstd_of_row(x + row * width, width, eps);
+            rms_norm_row(x + row * width, weight, y + row * width, width, r, offset);
+        }
     });
 }
 
@@ -212,24 +217,40 @@ static void add_rms_norm(const T *x, const float *residual, const float *weight,
 #pragma omp simd
                 for (int64_t i = first; i < first + width; ++i) total[i] = residual[i] + to_float(x[i]);
             }
-            rstd[row] = rms_norm_row((x ? total : residual) + first, weight, y + row * y_stride, width, eps, 0.0f);
+            const float r = rstd_of_row((x ? total : residual) + first, width, eps);
+            rms_norm_row((x ? total : residual) + first, weight, y + row * y_stride, width, r, 0.0f);
+            rstd[row] = r;
         }
     });
 }
 
-// The gradient of the total: `more`, and what comes through the norm; also in `rounded`, if that is not null.
+// The gradient of the total, residual + x: `more`, and what comes through the norm. If they are not null, `rounded` is filled with it too,
+// and y, which may be `grad`, with the norm once more.
 template <typename T>
-static void add_rms_norm_backward(const float *total, const float *weight, const float *rstd, const T *grad, int64_t grad_stride,
-                                  const float *more, float *grad_total, T *rounded, float *grad_weight, int64_t rows, int64_t width) {
+static void add_rms_norm_backward(const T *x, const float *residual, const float *weight, const float *rstd, const T *grad,
+                                  int64_t grad_stride, const float *more, float *grad_total, T *rounded, int64_t rounded_stride, T *y,
+                                  int64_t y_stride, float *grad_weight, int64_t rows, int64_t width) {
     with_weight_sums(rows, width, grad_weight, [=](int64_t row, float *sums) {
         const int64_t first = row * width;
         float *const to = grad_total + first;
-        rms_norm_backward_row(total + first, weight, rstd[row], grad + row * grad_stride, to, sums, width, 0.0f);
+        const float *total = residual + first;
+        const auto add_up = [&](float *sum) {
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i) sum[i] = residual[first + i] + to_float(x[first + i]);
+            return sum;
+        };
+        if (x) total = add_up(to);
+        rms_norm_backward_row(total, weight, rstd[row], grad + row * grad_stride, to, sums, width, 0.0f);
+        if (y) {
+            thread_local std::vector<float> again;
+            if (x) again.resize(width);
+            rms_norm_row(x ? add_up(again.data()) : total, weight, y + row * y_stride, width, rstd[row], 0.0f);
+        }
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) to[i] += more[first + i];
         if (rounded) {
 #pragma omp simd
-            for (int64_t i = 0; i < width; ++i) rounded[first + i] = from_float<T>(to[i]);
+            for (int64_t i = 0; i < width; ++i) rounded[row * rounded_stride + i] = from_float<T>(to[i]);
         }
     });
 }
@@ -239,10 +260,12 @@ static void add_rms_norm_backward(const float *total, const float *weight, const
                                         int64_t y_stride, float *rstd, int64_t rows, int64_t width, double eps) {                  \
         add_rms_norm(x, residual, weight, total, y, y_stride, rstd, rows, width, float(eps));                                      \
     }                                                                                                                              \
-    extern "C" void add_rms_norm_backward_##NAME(const float *total, const float *weight, const float *rstd, const T *grad,        \
-                                                 int64_t grad_stride, const float *more, float *grad_total, T *rounded,            \
-                                                 float *grad_weight, int64_t rows, int64_t width) {                                \
-        add_rms_norm_backward(total, weight, rstd, grad, grad_stride, more, grad_total, rounded, grad_weight, rows, width);        \
+    extern "C" void add_rms_norm_backward_##NAME(const T *x, const float *residual, const float *weight, const float *rstd,        \
+                                                 const T *grad, int64_t grad_stride, const float *more, float *grad_total,         \
+                                                 T *rounded, int64_t rounded_stride, T *y, int64_t y_stride, float *grad_weight,   \
+                                                 int64_t rows, int64_t width) {                                                    \
+        add_rms_norm_backward(x, residual, weight, rstd, grad, grad_stride, more, grad_total, rounded, rounded_stride, y,          \
+                              y_stride, grad_weight, rows, width);                                                                 \
     }
 ADD_RMS_NORM(fp32, float)
 ADD_RMS_NORM(bf16, bf16)

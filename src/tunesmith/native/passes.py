@@ -45,27 +45,27 @@ def normalise_backward(
     weight: torch.Tensor,
     mean: torch.Tensor,
     rstd: torch.Tensor,
-    x_dtype: torch.dtype | None,
+    of_x: torch.Tensor | None,
     p: float,
     seed: int,
     more: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """The gradients of what is normalised, of what was dropped from before (None without `x_dtype`), of weight and of bias.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of what is normalised, of weight and of bias; `of_x` is filled with that of what was dropped from before.
 
-    The gradient of the result is `grad`, or its sum with `more` [rows, width], whose rows may lie apart.
+    The gradient of the result is `grad`, or its sum with `more` [rows, width]; the rows of `more` and of `of_x` may lie apart.
     """
     if more is not None and more.dtype != torch.bfloat16:
         grad, more = grad + more, None
     assert more is None or (more.shape == grad.shape and more.stride(1) == 1), (more.shape, more.stride())
     grad_total = torch.empty_like(total)
-    grad_x = None if x_dtype is None else torch.empty(total.shape, dtype=x_dtype)
     grad_weight, grad_bias = torch.zeros(weight.shape), torch.zeros(weight.shape)
+    assert of_x is None or of_x.shape == total.shape, of_x.shape
     call(
-        f"layer_norm_backward_{NAMES[x_dtype or total.dtype]}_{NAMES[total.dtype]}",
-        *(total, weight.float(), mean, rstd, grad.contiguous(), more, 0 if more is None else more.stride(0)),
-        *(grad_total, grad_x, grad_weight, grad_bias, len(mean), len(weight), p, seed),
+        f"layer_norm_backward_{NAMES[total.dtype if of_x is None else of_x.dtype]}_{NAMES[total.dtype]}",
+        *(total, weight.float(), mean, rstd, grad.contiguous(), more, 0 if more is None else more.stride(0), grad_total),
+        *(of_x, 0 if of_x is None else row_stride(of_x), grad_weight, grad_bias, len(mean), len(weight), p, seed),
     )
-    return grad_total, grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+    return grad_total, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
 def add_rms_norm(
@@ -86,19 +86,33 @@ def add_rms_norm(
 
 
 def add_rms_norm_backward(
-    grad: torch.Tensor, more: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, rounds: bool, trains: bool
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """The gradient of the total, from that of its norm [rows, width], whose rows may lie apart, and `more` of its own; the same in the type
-    of `grad` if it `rounds`; and that of the weight if it `trains`."""
-    assert more.dtype == total.dtype == torch.float32
+    grad: torch.Tensor,
+    more: torch.Tensor,
+    x: torch.Tensor | None,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    trains: bool,
+    rounded: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The gradient of residual + x, from that of its norm and `more` of its own, and that of the weight if it `trains`.
+
+    If given, `rounded` is filled with the first, and `out`, which may be `grad`, with the norm once more, as `add_rms_norm` made it. The
+    rows of all three, which have one type, may lie apart.
+    """
+    assert more.dtype == residual.dtype == torch.float32
     check(more)
-    assert grad.stride(1) == 1, grad.stride()
-    grad_total = torch.empty_like(total)
-    rounded = torch.empty(total.shape, dtype=grad.dtype) if rounds else None
+    check(residual)
+    assert x is None or (x.shape, x.dtype, x.is_contiguous()) == (residual.shape, grad.dtype, True)
+    places = [rounded, out]
+    assert all(place is None or (place.shape, place.dtype) == (residual.shape, grad.dtype) for place in places)
+    of_places = [value for place in places for value in (place, 0 if place is None else row_stride(place))]
+    grad_total = torch.empty_like(residual)
     grad_weight = torch.zeros(weight.shape) if trains else None
-    tensors = total, weight.float(), rstd, grad, grad.stride(0), more, grad_total, rounded, grad_weight
+    tensors = x, residual, weight.float(), rstd, grad, row_stride(grad), more, grad_total, *of_places, grad_weight
     call(f"add_rms_norm_backward_{NAMES[grad.dtype]}", *tensors, len(rstd), len(weight))
-    return grad_total, rounded, None if grad_weight is None else grad_weight.to(weight.dtype)
+    return grad_total, None if grad_weight is None else grad_weight.to(weight.dtype)
 
 
 def activate(x: torch.Tensor, kernel: str, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -110,12 +124,13 @@ def activate(x: torch.Tensor, kernel: str, out: torch.Tensor | None = None) -> t
     return out
 
 
-def activate_backward(x: torch.Tensor, grad: torch.Tensor, kernel: str) -> torch.Tensor:
-    """The gradient of x, from that of the result, whose rows may lie apart."""
-    assert grad.dtype == x.dtype, grad.dtype
-    grad_x = torch.empty_like(x)
-    call(f"backward_{kernel}_{NAMES[x.dtype]}", x, grad, grad_x, *rows_of(x), row_stride(grad))
-    return grad_x
+def activate_backward(x: torch.Tensor, grad: torch.Tensor, kernel: str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The gradient of x, in `out`, if given, from that of the result; the rows of both may lie apart."""
+    check(x)
+    out = torch.empty_like(x) if out is None else out
+    assert (out.shape, out.dtype) == (x.shape, x.dtype) == (grad.shape, grad.dtype), (out.shape, out.dtype, grad.shape, grad.dtype)
+    call(f"backward_{kernel}_{NAMES[x.dtype]}", x, grad, out, *rows_of(x), row_stride(grad), row_stride(out))
+    return out
 
 
 def multiply_by_gate(gate: torch.Tensor, up: torch.Tensor, kernel: str, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -129,13 +144,25 @@ def multiply_by_gate(gate: torch.Tensor, up: torch.Tensor, kernel: str, out: tor
     return out
 
 
-def multiply_by_gate_backward(gate: torch.Tensor, up: torch.Tensor, grad: torch.Tensor, kernel: str) -> torch.Tensor:
-    """The gradients of gate and up, side by side as of one product: [..., 2 width]; from that of the result, whose rows may lie apart."""
+def multiply_by_gate_backward(
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    grad: torch.Tensor,
+    kernel: str,
+    both: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The gradients of gate and up, side by side as of one product: [..., 2 width], in `both`, if given; from that of the result.
+
+    `out`, if given, is filled with the result once more, as `multiply_by_gate` made it; it may be `grad`. The rows of all may lie apart.
+    """
     assert (grad.shape, grad.dtype) == (gate.shape, gate.dtype), (grad.shape, grad.dtype)
     width = gate.shape[-1]
-    both = torch.empty(*gate.shape[:-1], 2 * width, dtype=gate.dtype)
-    strides = row_stride(gate), row_stride(grad), 2 * width
-    call(f"times_backward_{kernel}_{NAMES[gate.dtype]}", gate, up, grad, both, both[..., width:], *rows_of(gate), *strides)
+    both = torch.empty(*gate.shape[:-1], 2 * width, dtype=gate.dtype) if both is None else both
+    assert (both.shape, both.dtype) == ((*gate.shape[:-1], 2 * width), gate.dtype), (both.shape, both.dtype)
+    assert out is None or (out.shape, out.dtype) == (gate.shape, gate.dtype), (out.shape, out.dtype)
+    strides = row_stride(gate), row_stride(grad), row_stride(both), 0 if out is None else row_stride(out)
+    call(f"times_backward_{kernel}_{NAMES[gate.dtype]}", gate, up, grad, both, both[..., width:], out, *rows_of(gate), *strides)
     return both
 
 

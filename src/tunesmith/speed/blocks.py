@@ -13,7 +13,7 @@ from tunesmith.native.library import why_not_native
 from tunesmith.speed.end_to_end import LAYOUTS
 from tunesmith.speed.facts import Facts, Unfit
 from tunesmith.speed.instances import body_of, override
-from tunesmith.speed.stacks import STACKS, Stack, differentiate, multiply
+from tunesmith.speed.stacks import STACKS, Differential, Stack, multiply
 
 
 def why_not_whole(facts: Facts, is_known: Callable[[Any], bool]) -> str | None:
@@ -93,19 +93,17 @@ class Tape:
     tensors: list[torch.Tensor | None]
     drawn: list[Any]
 
-    def multiply(self, stack: Stack, x: torch.Tensor) -> torch.Tensor:
-        """What the stack makes of x, [rows, in] or in its room."""
+    def multiply(self, stack: Stack, x: torch.Tensor, keeps: bool = True) -> torch.Tensor:
+        """What the stack makes of x, [rows, in] or in its room; unless this `keeps` it, or adapters want it, x has to be made again."""
         seeds, room = stack.seeds(), stack.placed(x)
         outputs = multiply(stack, room, seeds)
-        self.tensors.append(room)
+        self.tensors.append(room if keeps or stack.between else None)
         self.drawn.append(seeds)
         return outputs
 
-    def differentiate(
-        self, stack: Stack, grad: torch.Tensor, needs_x: bool, wanted: Sequence[bool]
-    ) -> tuple[Any, list[torch.Tensor | None]]:
-        """The gradients of x and of the stack's parameters."""
-        return differentiate(stack, grad, self.take(1)[0], self.drawn.pop(), needs_x, wanted)
+    def differentiate(self, stack: Stack, grad_room: torch.Tensor, needs_x: bool, wanted: Sequence[bool]) -> Differential:
+        """The gradients of x and of the stack's parameters, from that of what it made of x, in its room."""
+        return Differential(stack, grad_room, self.take(1)[0], self.drawn.pop(), needs_x, wanted)
 
     def take(self, count: int) -> list[Any]:
         """The last tensors, in the order in which they came."""

@@ -7,6 +7,7 @@ the type of products, the next block's first norm included; its gradient is adde
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from tunesmith.speed.facts import Facts
 from tunesmith.speed.instances import compute_dtype
 from tunesmith.speed.kernels import draw_seed
 from tunesmith.speed.rotary import is_llama_like, window_of
-from tunesmith.speed.stacks import Stack, side_by_side
+from tunesmith.speed.stacks import Stack
 from tunesmith.speed.varlen import UNBOUNDED, attend, attend_backward
 
 
@@ -118,7 +119,7 @@ class _Computed(torch.autograd.Function):
             residual = hidden.reshape(-1, hidden.shape[2])
             if x is None or rstd is None:
                 _, x, rstd = _normalise(None, residual, block.norm, block.projections, dtype)
-            rows = tape.multiply(block.projections, x)
+            rows = tape.multiply(block.projections, x, keeps=not (ctx.needs_input_grad[0] or block.norm.weight.requires_grad))
             rotate_(rows, block.rotated, cos, sin, back=False)
             q, k, v = (part.view(len(part), -1, block.head_dim) for part in block.projections.split(rows))
             shape = block.shape()
@@ -126,52 +127,63 @@ class _Computed(torch.autograd.Function):
             out, row_sums, plan = attend(q, k, v, shape, block.attended.input(room).view(q.shape))
             tape.tensors += [q, k, v, out, row_sums]
             tape.drawn.append((plan, shape))
-            middle, middle_x, middle_rstd = _normalise(tape.multiply(block.attended, room), residual, block.middle_norm, block.gates, dtype)
-            gates = tape.multiply(block.gates, middle_x)
+            outputs = tape.multiply(block.attended, room)
+            middle, middle_x, middle_rstd = _normalise(outputs, residual, block.middle_norm, block.gates, dtype)
+            gates = tape.multiply(block.gates, middle_x, keeps=False)
             tape.tensors.append(gates)
             room = block.down.room(len(gates), dtype)
             gate, up = block.gates.split(gates)
             multiply_by_gate(gate, up, block.activation, block.down.input(room))
-            added = tape.multiply(block.down, room)
+            added = tape.multiply(block.down, room, keeps=False)
             next_x = next_rstd = None
             if block.following is None:
                 output = middle + added
             else:
                 output, next_x, next_rstd = _normalise(added, middle, block.following.norm, block.following.projections, dtype)
                 ctx.mark_non_differentiable(next_x, next_rstd)
-        ctx.save_for_backward(*tape.tensors, residual, rstd, middle, middle_rstd, cos, sin)
+        ctx.save_for_backward(*tape.tensors, residual, rstd, outputs, middle_rstd, cos, sin)
         ctx.drawn, ctx.block = tape.drawn, block
         return output.view(hidden.shape), next_x, next_rstd
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: torch.Tensor, *of_made_of_it: Any) -> tuple[torch.Tensor | None, ...]:
-        *tensors, residual, rstd, middle, middle_rstd, cos, sin = ctx.saved_tensors
-        block, tape, dtype = ctx.block, Tape(tensors, list(ctx.drawn)), tensors[0].dtype
+        *tensors, residual, rstd, outputs, middle_rstd, cos, sin = ctx.saved_tensors
+        block, tape, dtype, rows = ctx.block, Tape(tensors, list(ctx.drawn)), outputs.dtype, len(outputs)
         needs_hidden, flags = ctx.needs_input_grad[0], ctx.needs_input_grad[6:]
-        norms, projections, attended, gates, down = (flags[part] for part in block.places)
-        of_norm: torch.Tensor | None = None
-        of_projections: Sequence[torch.Tensor | None] = [None] * len(projections)
+        norms, of_projections, of_attended, of_gates, of_down = (flags[part] for part in block.places)
         grad = grad_output.reshape(-1, grad_output.shape[2])
-        of_gated, of_down = tape.differentiate(block.down, grad.to(dtype), True, down)
+        down = tape.differentiate(block.down, block.down.placed_grads([grad], rows, dtype), True, of_down)
         gate, up = block.gates.split(tape.take(1)[0])
-        of_both = multiply_by_gate_backward(gate, up, of_gated, block.activation)
-        of_x, of_gates = tape.differentiate(block.gates, of_both, True, gates)
-        weight = block.middle_norm.weight
-        grad, rounded, of_middle_norm = add_rms_norm_backward(of_x, grad, middle, weight, middle_rstd, True, norms[1])
-        assert rounded is not None
+        room = block.gates.grad_room(rows, dtype)
+        multiply_by_gate_backward(gate, up, down.of_input, block.activation, block.gates.output(room), down.again())
+        gates = tape.differentiate(block.gates, room, True, of_gates)
+        room, weight = block.attended.grad_room(rows, dtype), block.middle_norm.weight
+        grad, of_middle_norm = add_rms_norm_backward(
+            gates.of_input, grad, outputs, residual, weight, middle_rstd, norms[1], block.attended.output(room), gates.again()
+        )
         needs_x = needs_hidden or norms[0]
-        needs_projections = needs_x or any(projections)
-        of_out, of_attended = tape.differentiate(block.attended, rounded, needs_projections, attended)
+        needs_projections = needs_x or any(of_projections)
+        attended = tape.differentiate(block.attended, room, needs_projections, of_attended)
+        found = [one.of_parameters() for one in (attended, gates, down)]
+        of_norm: torch.Tensor | None = None
+        of_first: Sequence[torch.Tensor | None] = [None] * len(of_projections)
         if needs_projections:
             *inputs, row_sums = tape.take(5)
-            of_inputs, _ = attend_backward(inputs, of_out.view(inputs[3].shape), row_sums, *tape.drawn.pop())
-            rows = side_by_side([part.flatten(1) for part in of_inputs])
-            rotate_(rows, block.rotated, cos, sin, back=True)
-            of_x, of_projections = tape.differentiate(block.projections, rows, needs_x, projections)
+            plan, shape = tape.drawn.pop()
+            room = block.projections.grad_room(rows, dtype)
+            parts = block.projections.split(block.projections.output(room))
+            places = [part.view(rows, -1, block.head_dim) for part in parts]
+            attend_backward(inputs, attended.of_input.view(inputs[3].shape), row_sums, plan, shape, places)
+            rotate_(room, block.rotated, cos, sin, back=True)
+            projections = tape.differentiate(block.projections, room, needs_x, of_projections)
             if needs_x:
-                grad, _, of_norm = add_rms_norm_backward(of_x, grad, residual, block.norm.weight, rstd, False, norms[0])
-        return grad[None], None, None, None, None, None, of_norm, of_middle_norm, *of_projections, *of_attended, *of_gates, *of_down
+                again = projections.again()
+                grad, of_norm = add_rms_norm_backward(
+                    projections.of_input, grad, None, residual, block.norm.weight, rstd, norms[0], out=again
+                )
+            of_first = projections.of_parameters()
+        return grad[None], None, None, None, None, None, of_norm, of_middle_norm, *of_first, *chain.from_iterable(found)
 
 
 DECODER_BLOCKS = Acceleration(

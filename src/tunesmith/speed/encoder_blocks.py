@@ -23,7 +23,7 @@ from tunesmith.speed.blocks import Block, Tape, apply_to_blocks, computes, stack
 from tunesmith.speed.facts import Facts
 from tunesmith.speed.instances import compute_dtype
 from tunesmith.speed.kernels import draw_seed
-from tunesmith.speed.stacks import Stack, side_by_side
+from tunesmith.speed.stacks import Stack
 from tunesmith.speed.varlen import UNBOUNDED, attend, attend_backward
 
 
@@ -160,10 +160,10 @@ class _Sum:
         """The gradients of residual, x and parameters, from that of the result, which may have two parts."""
         total, mean, rstd = tape.take(3)
         x_dtype, p, seed = tape.drawn.pop()
-        of_residual, of_outputs, *of_norm = normalise_backward(grad, total, self.norm.weight, mean, rstd, x_dtype, p, seed, more)
-        assert of_outputs is not None
-        of_x, of_stack = tape.differentiate(self.stack, of_outputs, needs_x, wanted[:-2])
-        return of_residual, of_x, [*of_stack, *of_norm]
+        room = self.stack.grad_room(len(total), x_dtype)
+        of_residual, *of_norm = normalise_backward(grad, total, self.norm.weight, mean, rstd, self.stack.output(room), p, seed, more)
+        found = tape.differentiate(self.stack, room, needs_x, wanted[:-2])
+        return of_residual, found.of_input if needs_x else None, [*found.of_parameters(), *of_norm]
 
 
 class _Computed(torch.autograd.Function):
@@ -209,8 +209,11 @@ class _Computed(torch.autograd.Function):
         needs_hidden, needs_given, _, _, *flags = ctx.needs_input_grad
         queries, keys, attended, up, down = (flags[part] for part in block.places)
         of_middle, of_inner, of_down = block.down.backward(grad.reshape(-1, width), None, tape, True, down)
-        of_inner = activate_backward(tape.take(1)[0], of_inner, block.activation)
-        more, of_up = tape.differentiate(block.up, of_inner, True, up)
+        (inner,) = tape.take(1)
+        room = block.up.grad_room(len(inner), inner.dtype)
+        activate_backward(inner, of_inner, block.activation, block.up.output(room))
+        found = tape.differentiate(block.up, room, True, up)
+        more, of_up = found.of_input, found.of_parameters()
         needs_projections = needs_hidden or needs_given or any(queries) or any(keys)
         of_hidden, of_out, of_attended = block.attended.backward(of_middle, more, tape, needs_projections, attended)
         of_given: torch.Tensor | None = None
@@ -218,14 +221,19 @@ class _Computed(torch.autograd.Function):
         of_keys: Sequence[torch.Tensor | None] = [None] * len(keys)
         if needs_projections:
             *inputs, row_sums = tape.take(5)
-            found, _ = attend_backward(inputs, of_out.view(inputs[3].shape), row_sums, *tape.drawn.pop())
-            grads = [part.flatten(1) for part in found]
+            plan, shape = tape.drawn.pop()
+            stacks = [block.queries] if block.keys is None else [block.queries, block.keys]
+            rooms = [stack.grad_room(len(read), inner.dtype) for stack, read in zip(stacks, inputs, strict=False)]
+            parts = [part for stack, room in zip(stacks, rooms, strict=True) for part in stack.split(stack.output(room))]
+            places = [part.view(len(part), -1, block.head_dim) for part in parts]
+            attend_backward(inputs, of_out.view(inputs[3].shape), row_sums, plan, shape, places)
             if block.keys is not None:
-                of_given, of_keys = tape.differentiate(block.keys, side_by_side(grads[1:]), needs_given, keys)
-                grads = grads[:1]
-            of_input, of_queries = tape.differentiate(block.queries, side_by_side(grads), needs_hidden, queries)
+                found = tape.differentiate(block.keys, rooms[1], needs_given, keys)
+                of_given, of_keys = found.of_input if needs_given else None, found.of_parameters()
+            found = tape.differentiate(block.queries, rooms[0], needs_hidden, queries)
+            of_queries = found.of_parameters()
             if needs_hidden:
-                of_hidden += of_input
+                of_hidden += found.of_input
         if of_given is not None:
             of_given = of_given.reshape(1, -1, width).to(grad.dtype)
         return of_hidden.view(grad.shape), of_given, None, None, *of_queries, *of_keys, *of_attended, *of_up, *of_down

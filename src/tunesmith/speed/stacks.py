@@ -1,21 +1,22 @@
 """Linear layers that read one input, as one product with their adapters.
 
-Their weights are stacked, W [out, in]; those of LoRA's A too, s A [ranks, in], and B stands beside W: y = [x, x s A'] [W, B]' is one
-product for base and adapters, and so is its gradient. The copies are in the type that products are computed in and made again when a weight
-has changed, as autocast does.
+Their weights are stacked, W [out, in], those of LoRA's A below them, s A [ranks, in], and B beside them. Base and adapters then are one
+product, y = [x, z] [W, B]' with z = x s A', and so is what the gradient g of y makes that of x: [g, g B] [W; s A]. Whoever makes x or g
+writes it into a room, where there are columns for the rest. The copies are in the type that products are computed in and made again when
+a weight has changed, as autocast does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count, pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from tunesmith.native.matmul import add_product, product
+from tunesmith.native.matmul import product
 from tunesmith.speed.instances import compute_dtype
 from tunesmith.speed.kernels import draw_seed, seeded_dropout
 
@@ -69,15 +70,16 @@ class Stack:
         self.parameters = [parameter for layer in layers for parameter in layer.parameters]
         self.in_features = layers[0].weight.shape[1]
         self.out_sizes = [layer.weight.shape[0] for layer in layers]
+        self.out_features = sum(self.out_sizes)
         self.ranks = [0 if layer.lora_a is None else layer.lora_a.shape[0] for layer in layers]
-        self.inner = slice(self.in_features, self.in_features + sum(self.ranks))
-        """Where, beside the input, is what the adapters' A make of it."""
-        self.width = -(-self.inner.stop // WIDTH_MULTIPLE) * WIDTH_MULTIPLE if any(self.ranks) else self.in_features
-        """Of all, and of columns of zeros: rows of a length that the kernel can read where they lie."""
+        self.between = -(-sum(self.ranks) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        """Columns of what the adapters' A make of an input, and of zeros: rows of a length that the kernel can read where they lie."""
+        self.places = list(zip(_slices(self.out_sizes), _slices(self.ranks), strict=True))
+        """Of each layer, its columns of the outputs, and of what is between."""
+        self.scales = torch.tensor([[layer.scaling] for layer, rank in zip(layers, self.ranks, strict=True) for _ in range(rank)])
+        """[ranks, 1]"""
         self._made: dict[str, tuple[list[tuple[int, int]], torch.Tensor]] = {}
         """The matrices in `dtype`, the run's; those in another, which only a trial asks for, are not kept."""
-        self._beside: list[tuple[int, int]] = []
-        """The B that stand in the weights, and their versions."""
         self._input: torch.Tensor | None = None
         self._outputs: dict[int, torch.Tensor] = {}
 
@@ -100,27 +102,33 @@ class Stack:
         return [draw_seed() if drop else None for drop in drops] if any(drops) else None
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """[out, in + ranks + some of zeros]: the stacked weights, and B beside each."""
-        bases = self._stacked("weight", dtype, [layer.weight for layer in self.layers], (sum(self.out_sizes), self.width))
-        if not any(self.ranks):
-            return bases
-        state = [(layer.lora_b.data_ptr(), layer.lora_b._version) for layer in self.layers if layer.lora_b is not None]
-        if dtype == self.dtype:
-            if self._beside == state:
-                return bases
-            self._beside = state
-        row, column = 0, self.in_features
-        for layer, size, rank in zip(self.layers, self.out_sizes, self.ranks, strict=True):
-            if layer.lora_b is not None:
-                bases[row : row + size, column : column + rank] = layer.lora_b.detach()
-            row, column = row + size, column + rank
-        return bases
+        """[out + between, in + between]: the stacked weights, s A below them, B beside them, and zeros."""
+        shape = self.out_features + self.between, self.in_features + self.between
+        weights = self._stacked("weight", dtype, [layer.weight for layer in self.layers], shape)
+        if self.between:
+            self._place_adapters(weights)
+        return weights
 
-    def lora_a(self, dtype: torch.dtype) -> torch.Tensor:
-        """[ranks, in]: the stacked s A."""
-        adapted = [layer for layer in self.layers if layer.lora_a is not None]
-        scales = [layer.scaling for layer in adapted]
-        return self._stacked("lora_a", dtype, [layer.lora_a for layer in adapted], (sum(self.ranks), self.in_features), scales)
+    def _place_adapters(self, weights: torch.Tensor) -> None:
+        adapters = [adapter for layer in self.layers for adapter in (layer.lora_a, layer.lora_b) if adapter is not None]
+        state = [(adapter.data_ptr(), adapter._version) for adapter in adapters]
+        if weights.dtype == self.dtype:
+            if self._made.get("adapters", ([], weights))[0] == state:
+                return
+            self._made["adapters"] = state, weights
+        below, beside = self.below(weights), self.beside(weights)
+        for layer, (outputs, between) in zip(self.layers, self.places, strict=True):
+            if layer.lora_a is not None and layer.lora_b is not None:
+                torch.mul(layer.lora_a.detach(), layer.scaling, out=below[between])
+                beside[outputs, between] = layer.lora_b.detach()
+
+    def below(self, weights: torch.Tensor) -> torch.Tensor:
+        """[between, in]: s A, and zeros."""
+        return weights[self.out_features :, : self.in_features]
+
+    def beside(self, weights: torch.Tensor) -> torch.Tensor:
+        """[out, between]: B of each layer, and zeros."""
+        return weights[: self.out_features, self.in_features :]
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
         """[out], or None where no layer has a bias."""
@@ -128,31 +136,44 @@ class Stack:
             return None
         pairs = zip(self.layers, self.out_sizes, strict=True)
         parts = [layer.weight.new_zeros(size) if layer.bias is None else layer.bias for layer, size in pairs]
-        return self._stacked("bias", dtype, parts, (sum(self.out_sizes),))
+        return self._stacked("bias", dtype, parts, (self.out_features,))
 
     def room(self, rows: int, dtype: torch.dtype) -> torch.Tensor:
-        """[rows, in + ranks + some of zeros], which stand there: for an input, and beside it what the adapters' A make of it."""
-        room = torch.empty(rows, self.width, dtype=dtype)
-        if self.width > self.inner.stop:
-            room[:, self.inner.stop :] = 0
-        return room
-
-    def placed(self, x: torch.Tensor) -> torch.Tensor:
-        """An input in its room; x [rows, in] itself where there are no adapters."""
-        if x.shape[1] == self.width:
-            return x
-        room = self.room(len(x), x.dtype)
-        room[:, : self.in_features] = x
-        return room
+        """[rows, in + between]: for an input, and beside it what the adapters' A make of it."""
+        return torch.empty(rows, self.in_features + self.between, dtype=dtype)
 
     def input(self, room: torch.Tensor) -> torch.Tensor:
         """[rows, in]: the columns of an input."""
-        return room[:, : self.in_features] if any(self.ranks) else room
+        return room[:, : self.in_features] if self.between else room
 
-    def _stacked(
-        self, name: str, dtype: torch.dtype, parts: list[Any], shape: tuple[int, ...], scales: Sequence[float] | None = None
-    ) -> torch.Tensor:
-        """The parts, each times its scale, below each other in a matrix that is kept, and filled again when one of them has changed."""
+    def placed(self, x: torch.Tensor) -> torch.Tensor:
+        """An input in its room; x [rows, in] itself where there are no adapters."""
+        if x.shape[1] == self.in_features + self.between:
+            return x
+        room = self.room(len(x), x.dtype)
+        self.input(room).copy_(x)
+        return room
+
+    def grad_room(self, rows: int, dtype: torch.dtype) -> torch.Tensor:
+        """[rows, out + between]: for the gradient of the outputs, and beside it what the adapters' B make of it."""
+        return torch.empty(rows, self.out_features + self.between, dtype=dtype)
+
+    def output(self, grad_room: torch.Tensor) -> torch.Tensor:
+        """[rows, out]: the columns of the gradient of the outputs."""
+        return grad_room[:, : self.out_features] if self.between else grad_room
+
+    def placed_grads(self, grads: Sequence[torch.Tensor | None], rows: int, dtype: torch.dtype) -> torch.Tensor:
+        """The gradient [rows, size] of each layer's output, zeros where there is none, in a room; without adapters, the matrix itself that
+        they are columns of."""
+        if not self.between and (whole := _matrix_of(grads, self.out_features, dtype)) is not None:
+            return whole
+        room = self.grad_room(rows, dtype)
+        for place, grad in zip(self.split(self.output(room)), grads, strict=True):
+            place.zero_() if grad is None else place.copy_(grad)
+        return room
+
+    def _stacked(self, name: str, dtype: torch.dtype, parts: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
+        """The parts below each other in a matrix that is kept, and filled again when one of them has changed."""
         state = [(part.data_ptr(), part._version) for part in parts]
         known, matrix = self._made.get(name, ([], None)) if dtype == self.dtype else ([], None)
         if matrix is not None and known == state:
@@ -161,11 +182,9 @@ class Stack:
             if matrix is None:
                 matrix = torch.zeros(shape, dtype=dtype)
             row = 0
-            for number, part in enumerate(parts):
+            for part in parts:
                 place = matrix[row : row + len(part)]
-                if scales is not None:
-                    torch.mul(part, scales[number], out=place)
-                elif place.data_ptr() != part.data_ptr():
+                if place.data_ptr() != part.data_ptr():
                     (place[:, : self.in_features] if name == "weight" else place).copy_(part)
                 row += len(part)
         if dtype == self.dtype:
@@ -188,7 +207,7 @@ class Stack:
         """Each weight and the part of the matrix that holds it, where none of them is trained."""
         if any(layer.weight.requires_grad for layer in self.layers):
             return []
-        places = self.weight(self.dtype)[:, : self.in_features].split_with_sizes(self.out_sizes)
+        places = self.weight(self.dtype)[: self.out_features, : self.in_features].split_with_sizes(self.out_sizes)
         return list(zip((layer.weight for layer in self.layers), places, strict=True))
 
 
@@ -208,90 +227,113 @@ class _Stacked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         (room,), stack = ctx.saved_tensors, ctx.stack
-        parts = [
-            room.new_zeros(len(room), size) if grad is None else grad.reshape(-1, size).to(room.dtype)
-            for grad, size in zip(grads, stack.out_sizes, strict=True)
-        ]
+        parts = [None if grad is None else grad.reshape(-1, size) for grad, size in zip(grads, stack.out_sizes, strict=True)]
         needs_hidden, _, *wanted = ctx.needs_input_grad
-        grad_hidden, found = differentiate(stack, side_by_side(parts), room, ctx.seeds, needs_hidden, wanted)
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden.reshape(*ctx.shape, stack.in_features).to(ctx.hidden_dtype)
-        return grad_hidden, None, *found
+        found = Differential(stack, stack.placed_grads(parts, len(room), room.dtype), room, ctx.seeds, needs_hidden, wanted)
+        grad_hidden = found.of_input.reshape(*ctx.shape, stack.in_features).to(ctx.hidden_dtype) if needs_hidden else None
+        return grad_hidden, None, *found.of_parameters()
 
 
 def multiply(stack: Stack, room: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
-    """y = [x, x s A'] [W, B]' + bias, [tokens, out], of x as `placed` gives it; x s A' is written into the room beside it."""
-    dtype = room.dtype
-    if any(stack.ranks):
-        room[:, stack.inner] = _inner(stack, stack.input(room), seeds)
-    return product(room, stack.weight(dtype).t(), stack.bias(dtype))
+    """y = [x, z] [W, B]' + bias, [tokens, out], of x as `placed` gives it; z = x s A' is written into the room beside it."""
+    weights = stack.weight(room.dtype)
+    if stack.between:
+        below, flat, inner = stack.below(weights), stack.input(room), room[:, stack.in_features :]
+        if seeds is None:
+            product(flat, below.t(), out=inner)
+        else:
+            flat = flat.contiguous()
+            inner.zero_()
+            for layer, (_, between), seed in zip(stack.layers, stack.places, seeds, strict=True):
+                product(_drop(layer, flat, seed), below[between].t(), out=inner[:, between])
+    return product(room, weights[: stack.out_features].t(), stack.bias(room.dtype))
 
 
-def differentiate(
-    stack: Stack,
-    grad: torch.Tensor,
-    room: torch.Tensor,
-    seeds: list[int | None] | None,
-    needs_input: bool,
-    needs_parameters: Sequence[bool],
-) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
-    """The gradients of x, [tokens, in], whose rows may lie apart, and of the stack's parameters; from that of y and the room that
-    `multiply` was given."""
-    grad_input = grad_inner = None
-    if needs_input:
-        grad_input = product(grad, stack.weight(grad.dtype))
-        if any(stack.ranks):
-            grad_inner = grad_input[:, stack.inner].contiguous()
-            grad_input = _add_inner(stack, stack.input(grad_input), grad_inner, seeds)
-    elif any(stack.ranks):
-        grad_inner = product(grad, stack.weight(grad.dtype)[:, stack.inner])
-    wanted = dict(zip(map(id, stack.parameters), needs_parameters, strict=True))
-    return grad_input, _parameter_grads(stack, wanted, grad, room, grad_inner, seeds)
+class Differential:
+    """The gradients of a stack: of its input at once, of its parameters when they are asked for.
 
+    They are made from that of y, in its room, and the room that `multiply` was given. Where this was not kept, `again` has to be filled
+    before parameters are asked for.
+    """
 
-def side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
-    """[rows, all columns]: the matrix that the parts are columns of, or else a new one."""
-    first, stride = parts[0], sum(part.shape[1] for part in parts)
-    place = first.storage_offset()
-    for part in parts:
-        if (
-            part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-            or part.stride() != (stride, 1)
-            or part.storage_offset() != place
-        ):
-            return torch.cat(parts, 1)
-        place += part.shape[1]
-    return first.as_strided((len(first), stride), (stride, 1))
+    def __init__(
+        self,
+        stack: Stack,
+        grad_room: torch.Tensor,
+        room: torch.Tensor | None,
+        seeds: list[int | None] | None,
+        needs_input: bool,
+        needs_parameters: Sequence[bool],
+    ) -> None:
+        self.stack, self.grad_room, self.room, self.seeds = stack, grad_room, room, seeds
+        self.wanted = dict(zip(map(id, stack.parameters), needs_parameters, strict=True))
+        weights = stack.weight(grad_room.dtype)
+        grad, inner = stack.output(grad_room), grad_room[:, stack.out_features :]
+        if stack.between:
+            beside, num_filled = stack.beside(weights), sum(stack.ranks)
+            if num_filled < stack.between:
+                inner[:, num_filled:] = 0
+            for outputs, between in stack.places:  # not all at once: most of what stands beside the weights is zeros
+                product(grad[:, outputs], beside[outputs, between], out=inner[:, between])
+        self._of_input: torch.Tensor | None = None
+        if needs_input and seeds is None:
+            self._of_input = product(grad_room, weights[:, : stack.in_features])
+        elif needs_input:
+            self._of_input = product(grad, weights[: stack.out_features, : stack.in_features])
+            below = stack.below(weights)
+            for layer, (_, between), seed in zip(stack.layers, stack.places, seeds or [], strict=True):
+                self._of_input += _drop(layer, product(inner[:, between].contiguous(), below[between]), seed)
 
+    @property
+    def of_input(self) -> torch.Tensor:
+        """[tokens, in], where it is needed."""
+        assert self._of_input is not None
+        return self._of_input
 
-def _inner(stack: Stack, flat: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
-    """What the adapters' A make of the input, each of its own mask of it: [tokens, ranks]."""
-    every = stack.lora_a(flat.dtype)
-    if seeds is None:
-        return product(flat, every.t())
-    flat, parts = flat.contiguous(), zip(stack.layers, seeds, every.split_with_sizes(stack.ranks), strict=True)
-    return torch.cat([product(_drop(layer, flat, seed), lora_a.t()) for layer, seed, lora_a in parts], 1)
+    def again(self) -> torch.Tensor | None:
+        """Where the input is to be written once more: over its gradient, when that has been read. None where it was kept, or nobody wants
+        it."""
+        if self.room is not None or not any(self.wanted[id(layer.weight)] for layer in self.stack.layers):
+            return None
+        self.room = self.of_input
+        return self.room
 
+    def of_parameters(self) -> list[torch.Tensor | None]:
+        """In their order; products are in the type of the gradient of y, as under autocast."""
+        stack, wanted = self.stack, self.wanted
+        if not any(wanted.values()):
+            return [None] * len(wanted)
+        grad, of_weights = stack.output(self.grad_room), None
+        needs_bias = any(layer.bias is not None and wanted[id(layer.bias)] for layer in stack.layers)
+        of_biases = grad.sum(0) if needs_bias else None
+        if any(wanted[id(layer.weight)] for layer in stack.layers):
+            assert self.room is not None
+            of_weights = product(grad.t(), stack.input(self.room), out_dtype=stack.layers[0].weight.dtype)
+        of_a = self._of_lora_a() if stack.between else None
+        found: dict[int, torch.Tensor] = {}
+        for layer, (outputs, between) in zip(stack.layers, stack.places, strict=True):
+            if of_weights is not None:
+                found[id(layer.weight)] = of_weights[outputs]
+            if of_biases is not None:
+                found[id(layer.bias)] = of_biases[outputs]
+            if of_a is not None and layer.lora_b is not None:
+                assert self.room is not None
+                inner = self.room[:, stack.in_features :][:, between]
+                found[id(layer.lora_a)] = of_a[between]
+                found[id(layer.lora_b)] = product(grad[:, outputs].t(), inner, out_dtype=torch.float32)
+        return [found[id(one)].to(one.dtype) if wanted[id(one)] else None for one in stack.parameters]
 
-def _add_inner(stack: Stack, grad_hidden: torch.Tensor, grad_inner: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
-    """The gradient with respect to the input, with what comes through the adapters."""
-    every = stack.lora_a(grad_inner.dtype)
-    if seeds is None:
-        return add_product(grad_hidden, grad_inner, every)
-    for layer, seed, grad, lora_a in zip(
-        stack.layers, seeds, grad_inner.split_with_sizes(stack.ranks, 1), every.split_with_sizes(stack.ranks), strict=True
-    ):
-        grad_hidden += _drop(layer, product(grad, lora_a), seed)
-    return grad_hidden
-
-
-def _grad_of_a(stack: Stack, flat: torch.Tensor, grad_inner: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
-    """Of the stacked A, [ranks, in]."""
-    if seeds is None:
-        return product(grad_inner.t(), flat, out_dtype=torch.float32)
-    flat = flat.contiguous()
-    parts = zip(stack.layers, seeds, grad_inner.split_with_sizes(stack.ranks, 1), strict=True)
-    return torch.cat([product(grad.t(), _drop(layer, flat, seed), out_dtype=torch.float32) for layer, seed, grad in parts])
+    def _of_lora_a(self) -> torch.Tensor:
+        """Of the stacked A, [ranks, in]."""
+        stack = self.stack
+        assert self.room is not None
+        flat, inner = stack.input(self.room), self.grad_room[:, stack.out_features :][:, : sum(stack.ranks)]
+        if self.seeds is None:
+            return product(inner.t(), flat, out_dtype=torch.float32).mul_(stack.scales)
+        flat, parts = flat.contiguous(), []
+        for layer, (_, between), seed in zip(stack.layers, stack.places, self.seeds, strict=True):
+            parts.append(product(inner[:, between].t(), _drop(layer, flat, seed), out_dtype=torch.float32))
+        return torch.cat(parts).mul_(stack.scales)
 
 
 def _drop(layer: Layer, x: torch.Tensor, seed: int | None) -> torch.Tensor:
@@ -299,32 +341,21 @@ def _drop(layer: Layer, x: torch.Tensor, seed: int | None) -> torch.Tensor:
     return x if seed is None else seeded_dropout(x, layer.dropout.p, seed)  # type: ignore[union-attr, arg-type]
 
 
-def _parameter_grads(
-    stack: Stack,
-    wanted: dict[int, bool],
-    grad: torch.Tensor,
-    room: torch.Tensor,
-    grad_inner: torch.Tensor | None,
-    seeds: list[int | None] | None,
-) -> list[torch.Tensor | None]:
-    """Gradients of the stack's parameters, in their order; products are in the type of `grad`, as under autocast."""
-    flat = stack.input(room)
-    needs_weight = any(wanted[id(layer.weight)] for layer in stack.layers)
-    of_weights = product(grad.t(), flat, out_dtype=stack.layers[0].weight.dtype).split_with_sizes(stack.out_sizes) if needs_weight else ()
-    needs_bias = any(layer.bias is not None and wanted[id(layer.bias)] for layer in stack.layers)
-    of_biases = grad.sum(0).split_with_sizes(stack.out_sizes) if needs_bias else ()
-    of_a = None if grad_inner is None else _grad_of_a(stack, flat, grad_inner, seeds)
-    found: list[torch.Tensor | None] = []
-    row = column = 0
-    for number, (layer, size, rank) in enumerate(zip(stack.layers, stack.out_sizes, stack.ranks, strict=True)):
-        values: list[tuple[torch.Tensor, torch.Tensor | None]] = [(layer.weight, of_weights[number] if needs_weight else None)]
-        if layer.bias is not None:
-            values.append((layer.bias, of_biases[number] if needs_bias else None))
-        if layer.lora_a is not None and layer.lora_b is not None:
-            assert of_a is not None
-            inner = room[:, stack.inner][:, column : column + rank]
-            values.append((layer.lora_a, of_a[column : column + rank] * layer.scaling))
-            values.append((layer.lora_b, product(grad[:, row : row + size].t(), inner, out_dtype=torch.float32)))
-        found += [value.to(parameter.dtype) if wanted[id(parameter)] and value is not None else None for parameter, value in values]
-        row, column = row + size, column + rank
-    return found
+def _matrix_of(parts: Sequence[torch.Tensor | None], width: int, dtype: torch.dtype) -> torch.Tensor | None:
+    """The matrix that the parts are the columns of, if there is one."""
+    first = parts[0]
+    if first is None:
+        return None
+    place = first.storage_offset()
+    for part in parts:
+        if part is None or (part.dtype, part.stride(), part.storage_offset()) != (dtype, (width, 1), place):
+            return None
+        if part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return None
+        place += part.shape[1]
+    return first.as_strided((len(first), width), (width, 1))
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    """Where parts of these sizes begin and end, one after the other."""
+    return [slice(*ends) for ends in pairwise(accumulate(sizes, initial=0))]

@@ -107,13 +107,22 @@ def attend(
 
 
 def attend_backward(
-    inputs: list[torch.Tensor], grad: torch.Tensor, row_sums: torch.Tensor, plan: Plan, shape: Shape
+    inputs: list[torch.Tensor],
+    grad: torch.Tensor,
+    row_sums: torch.Tensor,
+    plan: Plan,
+    shape: Shape,
+    grads: list[torch.Tensor] | None = None,
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """The gradients of q, k, v, columns of one matrix if as long, and of the bias, from `inputs` (q, k, v, out) and that of out."""
+    """The gradients of q, k, v, and of the bias, from `inputs` (q, k, v, out) and that of out.
+
+    The first are in `grads`, if given, whose tokens may lie apart, else columns of one matrix where they are as long.
+    """
     q, k, v, out = inputs
     grad = grad if grad.stride(2) == 1 else grad.contiguous()
-    within = shape.boundaries is shape.key_boundaries
-    grads = _side_by_side(q, k, v) if within else [torch.empty_like(q), *_side_by_side(k, v)]
+    if grads is None:
+        within = shape.boundaries is shape.key_boundaries
+        grads = _side_by_side(q, k, v) if within else [torch.empty_like(q), *_side_by_side(k, v)]
     grad_bias = None if shape.bias is None else torch.zeros_like(shape.bias)
     if len(plan.native):
         found = native.backward([q, k, v, out], grad, row_sums, shape, plan.native, grads)

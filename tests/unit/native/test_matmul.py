@@ -44,6 +44,18 @@ def test_products_bias_and_layouts(size: tuple[int, int, int], dtype: torch.dtyp
 
 
 @pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("size", [*SIZES, (40, 9000, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_goes_where_it_is_wanted(size: tuple[int, int, int], dtype: torch.dtype) -> None:
+    left, right, expected = operands(*size, dtype)
+    whole = torch.ones(size[0], size[2] + 5, dtype=dtype)
+    place = whole[:, : size[2]]
+    assert matmul.product(left, right, out=place) is place
+    assert close(place, expected)
+    assert bool((whole[:, size[2] :] == 1).all())
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_a_multiple_of_a_page_long_may_lie_apart(dtype: torch.dtype) -> None:
     left, right, expected = operands(40, 96, 2048, dtype)

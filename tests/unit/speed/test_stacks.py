@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tunesmith.speed import stacks
-from tunesmith.speed.stacks import Layer, Stack, differentiate, multiply
+from tunesmith.speed.stacks import Differential, Layer, Stack, multiply
 
 
 def layers(ranks: list[int], scaling: list[float]) -> list[Layer]:
@@ -41,10 +41,12 @@ def test_outputs_and_gradients(ranks: list[int], monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         room = stack.placed(x.detach())
         outputs = multiply(stack, room, None)
-        grad_x, grads = differentiate(stack, grad, room, None, True, [True] * len(stack.parameters))
-    assert room.shape[1] == stack.width
+        room_of_grad = stack.placed_grads(stack.split(grad), len(grad), grad.dtype)
+        found_grads = Differential(stack, room_of_grad, room, None, True, [True] * len(stack.parameters))
+    assert room.shape[1] == 40 + stack.between
+    assert room_of_grad.shape[1] == 48 + stack.between
     assert torch.allclose(outputs, expected, rtol=1e-5, atol=1e-4)
-    for got, want in zip([grad_x, *grads], wanted, strict=True):
+    for got, want in zip([found_grads.of_input, *found_grads.of_parameters()], wanted, strict=True):
         assert got is not None
         assert torch.allclose(got, want, rtol=1e-5, atol=1e-3)
 
