@@ -46,10 +46,12 @@ WITHOUT_EFFECT = {
     "include_for_metrics": "metrics belong to the task",
     "label_names": "labels belong to the task",
     "length_column_name": "steps are always cut by length",
+    "liger_kernel_config": "the loss is ours, and the acceleration `liger` takes the rest",
     "prediction_loss_only": "metrics belong to the task",
     "remove_unused_columns": "only what the model reads is encoded",
     "resume_from_checkpoint": "use `tunesmith resume`",
     "train_sampling_strategy": "the order follows train.seed, and steps are always cut by length",
+    "use_liger_kernel": "on a GPU the acceleration `liger` is chosen by itself: pip install 'tunesmith[gpu]'",
 }
 """Fields that would change nothing here, and what to do instead."""
 
