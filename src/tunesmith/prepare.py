@@ -19,6 +19,7 @@ from tunesmith.models.catalog import ModelFiles, find_model
 from tunesmith.models.language_model import sees_ahead
 from tunesmith.models.load import LoadedModel, load_model, load_tokenizer, longest_input, new_model
 from tunesmith.models.new_model import make_model
+from tunesmith.models.placement import place
 from tunesmith.models.remote_code import KNOWN, is_trusted
 from tunesmith.models.save import card_code
 from tunesmith.prepare_data import PreparedData, prepare_data
@@ -123,6 +124,7 @@ def prepare(spec: RunSpec, rejected: Path | None = None, use_cache: bool = True,
     resolved.assert_decided()
     code += task.usage(resolved.spec.task)
     train = resolved.spec.train
+    place(model)  # before accelerations are chosen: they depend on the device
     if train.pack:
         _check_packing(model)
     accelerations, decisions = choose(speed_facts(model, resolved.spec, encoded["train"]), resolved.spec.speed.off)

@@ -316,6 +316,7 @@ ACCELERATIONS: Registry[Acceleration] = Registry(
         "optimizer": "tunesmith.speed.optimizer:OPTIMIZER",
         "frozen_weights": "tunesmith.speed.frozen_weights:FROZEN_WEIGHTS",
         "frozen_features": "tunesmith.speed.frozen_features:FROZEN_FEATURES",
+        "liger": "tunesmith.speed.liger:LIGER",
     },
 )
 

@@ -14,6 +14,7 @@ from tunesmith.errors import InputError, Problem, collected, did_you_mean
 from tunesmith.models.load import reads_any_length
 from tunesmith.registry import METHODS, TASKS, Decision
 from tunesmith.runs.environment import bf16_speedup
+from tunesmith.runs.processes import compute_device
 from tunesmith.spec import RunSpec, Section, TrainSpec
 
 SHORT_TOKENS = 512
@@ -219,7 +220,7 @@ def _decide_closed_form(spec: RunSpec, has_validation: bool) -> list[Decision]:
 def _decide_precision() -> Decision:
     import torch
 
-    if torch.cuda.is_available():
+    if compute_device().type != "cpu":
         fast = torch.cuda.is_bf16_supported()
         return Decision("train.precision", "bf16" if fast else "fp32", "the GPU has bf16" if fast else "the GPU has no bf16")
     speedup = bf16_speedup()

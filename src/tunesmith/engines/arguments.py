@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import InputError, Problem, did_you_mean
 from tunesmith.registry import TASKS
+from tunesmith.runs.processes import compute_device
 from tunesmith.spec import RunSpec, TrainSpec
 
 if TYPE_CHECKING:
@@ -45,10 +46,12 @@ WITHOUT_EFFECT = {
     "include_for_metrics": "metrics belong to the task",
     "label_names": "labels belong to the task",
     "length_column_name": "steps are always cut by length",
+    "liger_kernel_config": "the loss is ours, and the acceleration `liger` takes the rest",
     "prediction_loss_only": "metrics belong to the task",
     "remove_unused_columns": "only what the model reads is encoded",
     "resume_from_checkpoint": "use `tunesmith resume`",
     "train_sampling_strategy": "the order follows train.seed, and steps are always cut by length",
+    "use_liger_kernel": "on a GPU the acceleration `liger` is chosen by itself: pip install 'tunesmith[gpu]'",
 }
 """Fields that would change nothing here, and what to do instead."""
 
@@ -66,7 +69,10 @@ def training_arguments(spec: RunSpec, num_steps: int, folder: Path) -> TrainingA
     """
     from transformers import TrainingArguments
 
-    return TrainingArguments(**{**_own_arguments(spec, num_steps, folder), **spec.train.extra})
+    arguments = TrainingArguments(**{**_own_arguments(spec, num_steps, folder), **spec.train.extra})
+    if arguments.n_gpu > 1:  # Trainer would wrap the model in DataParallel: a process has one GPU, and several are several processes
+        arguments._n_gpu = 1
+    return arguments
 
 
 def check_extra(spec: RunSpec) -> None:
@@ -98,8 +104,6 @@ def check_extra(spec: RunSpec) -> None:
 
 
 def _own_arguments(spec: RunSpec, num_steps: int, folder: Path) -> dict[str, Any]:
-    import torch
-
     train = spec.train
     greater = {**TASKS.get(spec.task.name).metrics(spec.task), "loss": False}
     arguments: dict[str, Any] = {
@@ -124,7 +128,7 @@ def _own_arguments(spec: RunSpec, num_steps: int, folder: Path) -> dict[str, Any
         "metric_for_best_model": train.metric_for_best_model,
         "greater_is_better": greater[str(train.metric_for_best_model)],
         "bf16": train.precision == "bf16",
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": compute_device().type == "cpu",
         "gradient_accumulation_steps": 1,
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,

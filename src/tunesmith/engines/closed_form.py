@@ -90,7 +90,6 @@ def fit(job: Job) -> Fitted:
     method: Any = job.spec.method
     linear = _head_of(job.model)
     intercept = linear.bias is not None
-    job.model.to(job.arguments.device)
     labels = _labels_of(job, job.train)
     targets = targets_of(job.spec.task, labels, float(job.spec.train.label_smoothing_factor))
     features = compute_features(job, linear, job.train)

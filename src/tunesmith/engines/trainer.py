@@ -257,10 +257,11 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             (folder / STATE).write_text(redact(state), encoding="utf-8")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Upstream's files; the largest, that of the optimizer, is written from a copy while training goes on, if memory has room."""
+        """Upstream's files; the largest, that of the optimizer, is written from a copy while training goes on, if memory has room.
+        On a GPU there would be a second one there."""
         checkpoints = self.job.checkpoints
         has_room = peak_memory_bytes() + moments_bytes(self.optimizer) < MOST_MEMORY * total_memory_bytes()
-        if checkpoints is None or not self.args.should_save or not has_room:
+        if checkpoints is None or not self.args.should_save or not has_room or self.args.device.type != "cpu":
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state, folder = copy.deepcopy(self.optimizer.state_dict()), Path(output_dir)

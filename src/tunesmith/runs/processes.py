@@ -46,7 +46,7 @@ class Processes:
             return list(values)
         import torch
 
-        return [bool(found) for found in self.sum(torch.tensor(values, dtype=torch.int32))]
+        return [bool(found) for found in self.sum(torch.tensor(values, dtype=torch.int32, device=compute_device()))]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of each element over the processes."""
@@ -80,15 +80,24 @@ class Processes:
                 work.wait()
 
 
+def compute_device() -> torch.device:
+    """Where this process computes, as accelerate and TrainingArguments have it: a GPU of its own if there are any, or the processor."""
+    import torch
+    from transformers.utils import strtobool
+
+    if not torch.cuda.is_available() or strtobool(os.environ.get("ACCELERATE_USE_CPU", "false")):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 def join_processes() -> Processes:
     """This process and the others that were started with it, connected; alone when there are none."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes()
-    import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=compute_device().type == "cpu")
     return Processes(state.process_index, state.num_processes)
 
 

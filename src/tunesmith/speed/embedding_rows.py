@@ -24,7 +24,9 @@ MOST_USED = 0.8
 
 
 def why_not(facts: Facts) -> str | None:
-    """Nothing is trained, or the matrix is also the head's, decays, or is used nearly whole."""
+    """Another device; nothing is trained, or the matrix is also the head's, decays, or is used nearly whole."""
+    if not facts.on_cpu:
+        return "measured on processors only"
     if not facts.training:
         return "nothing is trained"
     module = facts.model.get_input_embeddings()

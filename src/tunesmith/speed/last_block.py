@@ -21,7 +21,9 @@ PROJECTIONS = (("key", "value"), ("k_lin", "v_lin"), ("k_proj", "v_proj"))
 
 
 def why_not(facts: Facts) -> str | None:
-    """A model that writes, or one without blocks."""
+    """A model that writes, one without blocks, or another device."""
+    if not facts.on_cpu:
+        return "the model does not compute on the processor: its tokens do not lie end to end"
     if facts.blocks is None:
         return "the model has no list of blocks"
     if facts.model.config.is_encoder_decoder:

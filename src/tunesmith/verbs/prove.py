@@ -16,6 +16,7 @@ from tunesmith.data.encode import Encoded
 from tunesmith.data.split import spread
 from tunesmith.errors import RunError
 from tunesmith.models.outputs import logits_of
+from tunesmith.models.placement import on_processor
 from tunesmith.models.remote_code import is_trusted
 from tunesmith.prepare import Prepared
 from tunesmith.registry import Task
@@ -43,7 +44,8 @@ def prove_model(prepared: Prepared, code: str, folder: Path, labels: dict[int, s
     probe = _probe_tokens if reads_tokens else _probe_vectors if prepared.task.loader else _probe_texts
     if prepared.task.writes_target:
         probe = _probe_targets
-    indices, request, ids, expected = probe(prepared, encoded)
+    with on_processor(prepared.model):  # as the card's code computes
+        indices, request, ids, expected = probe(prepared, encoded)
     answer, computed = reload_model_in_fresh_process(folder, {**request, "code": code})
     found = computed["logits"]
     problems = []

@@ -51,7 +51,7 @@ def compute_rows(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple[l
             inputs.pop("token_type_ids", None)
         ids.append(inputs["input_ids"][0].tolist())
         with torch.inference_mode():
-            logits.append(model(**inputs).logits.float())
+            logits.append(model(**inputs.to(model.device)).logits.float().cpu())
     return ids, {"logits": torch.cat(logits)}
 
 
@@ -59,7 +59,7 @@ def compute_vectors(model: Any, tokenizer: Any, request: dict[str, Any]) -> tupl
     """Token ids of texts, and what the model's `encode` makes of these: vectors [texts, dimensions]."""
     texts = request["vectors_of"]
     ids = [tokenizer(text, truncation=True, max_length=request["max_length"])["input_ids"] for text in texts]
-    vectors = model.encode(texts, batch_size=1, convert_to_tensor=True, show_progress_bar=False)
+    vectors = model.encode(texts, batch_size=1, convert_to_tensor=True, show_progress_bar=False, device="cpu")
     return ids, {"logits": vectors.float().cpu().contiguous()}
 
 
@@ -79,12 +79,12 @@ def compute_tokens(model: Any, tokenizer: Any, request: dict[str, Any]) -> tuple
             words = {"text": source["words"], "is_split_into_words": True} if "words" in source else texts
             ids.append(tokenizer(**words)["input_ids"] if words else row)
         with torch.inference_mode():
-            inputs = {name: torch.tensor([values]) for name, values in {"input_ids": row, **others}.items()}
+            inputs = {name: torch.tensor([values], device=model.device) for name, values in {"input_ids": row, **others}.items()}
             outputs = model(**inputs, output_hidden_states=bool(request.get("hidden")))
         computed = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "start_logits" in outputs else outputs.logits
-        logits.append((computed[0, positions] if computed.dim() == 3 else computed).float())
+        logits.append((computed[0, positions] if computed.dim() == 3 else computed).float().cpu())
         if request.get("hidden"):
-            hidden.append(torch.stack([state[0, positions].float() for state in outputs.hidden_states]))
+            hidden.append(torch.stack([state[0, positions].float().cpu() for state in outputs.hidden_states]))
     return ids, {"logits": torch.cat(logits), **({"hidden": torch.cat(hidden, dim=1)} if hidden else {})}
 
 
@@ -116,7 +116,7 @@ def read_and_write(model: Any, request: dict[str, Any], hidden: list[Any] | None
             outputs = model(**inputs, labels=torch.tensor([target], device=model.device), output_hidden_states=bool(request.get("hidden")))
         logits.append(outputs.logits[0, positions].float().cpu())
         if request.get("hidden") and hidden is not None:
-            hidden.append(torch.stack([state[0, positions].float() for state in outputs.decoder_hidden_states]))
+            hidden.append(torch.stack([state[0, positions].float().cpu() for state in outputs.decoder_hidden_states]))
     return written, logits
 
 

@@ -97,12 +97,15 @@ class Run:
         """The saved model, in eval mode."""
         from tunesmith.models.catalog import check_same_model, local_folder
         from tunesmith.models.load import base_of, load_trained
+        from tunesmith.models.placement import place
 
         _ = self.result
         if (base := base_of(self.directory.model)) and (folder := local_folder(base)):
             check_same_model(self.directory.read_json("model.json"), folder)
         quantization = METHODS.get(self.spec.method.name).quantization(self.spec.method)
-        return load_trained(self.directory.model, self._task.auto_model, quantization)
+        model = load_trained(self.directory.model, self._task.auto_model, quantization)
+        place(model)
+        return model
 
     @property
     def _task(self) -> Task:
@@ -144,6 +147,7 @@ class Run:
         import transformers
 
         from tunesmith.models.load import load_trained, take_generation_config
+        from tunesmith.models.placement import place
 
         transformers.set_seed(self.spec.train.seed)  # rows of new tokens are drawn as in training
         quantization = METHODS.get(self.spec.method.name).quantization(self.spec.method)
@@ -151,6 +155,7 @@ class Run:
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(self.tokenizer))
         take_generation_config(model, self.directory.model)
+        place(model)
         return model
 
     def evaluate(self, data: Any = None, *, overrides: Sequence[str] = (), compare: bool = False, quiet: bool = False) -> dict[str, Any]:

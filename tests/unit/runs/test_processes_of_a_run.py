@@ -7,7 +7,7 @@ import torch
 
 from error_examples import documented
 from tunesmith.errors import RunError
-from tunesmith.runs.processes import Processes, join_processes
+from tunesmith.runs.processes import Processes, compute_device, join_processes
 
 
 def test_one_process_has_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +20,37 @@ def test_one_process_has_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     alone.add_gradients([weight])
     assert weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "environment", "device"),
+    [
+        (0, {}, "cpu"),
+        (2, {}, "cuda:0"),
+        (2, {"LOCAL_RANK": "1"}, "cuda:1"),
+        (2, {"LOCAL_RANK": "3"}, "cuda:1"),
+        (2, {"ACCELERATE_USE_CPU": "true"}, "cpu"),
+    ],
+)
+def test_each_process_computes_on_a_gpu_of_its_own(
+    num_gpus: int, environment: dict[str, str], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
+    assert str(compute_device()) == device
+
+
+def test_processes_talk_where_they_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL knows no tensors of the processor."""
+    seen = []
+    monkeypatch.setattr("tunesmith.runs.processes.compute_device", lambda: torch.device("meta"))
+    monkeypatch.setattr("tunesmith.runs.processes.Processes.sum", lambda self, tensor: seen.append(tensor.device.type) or [0, 1])
+    assert Processes(0, 2).any(False, True) == [False, True]
+    assert seen == ["meta"]
 
 
 def test_what_another_lacks_counts_as_zeros(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import tiny_models
 from tunesmith.errors import InputError
@@ -117,6 +119,21 @@ def test_what_was_applied_is_undone_in_reverse_and_on_errors(facts: Facts, only:
         fail()
     assert torch.allclose(seen[0], 4 * before)
     assert torch.equal(facts.outputs(), before)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_on_another_device_all_but_those_made_for_it_are_off(kind: str, tmp_path: Path) -> None:
+    """Kernels read the processor's memory: a tensor of another device is none that they may be given."""
+    if kind == "llama":
+        model = tiny_models.tiny_decoder(kind)
+    else:
+        tiny_models.save_tiny(kind, tmp_path, "AutoModelForSequenceClassification")
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    facts = Facts(model.to("meta"), bf16=True, epochs=2.0)
+    facts.blocks[1][0].requires_grad_(False)
+    reasons = {acceleration.name: acceleration.why_not(facts) for acceleration in ACCELERATIONS}
+    assert {name for name, reason in reasons.items() if reason is None} <= {"liger"}
+    assert {tensor.device.type for tensor in facts.probe.values()} == {"meta"}
 
 
 def test_a_name_that_does_not_exist(facts: Facts) -> None:

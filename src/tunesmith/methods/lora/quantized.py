@@ -9,6 +9,7 @@ from tunesmith.methods.lora.adapters import attach, decide, modules_of
 from tunesmith.methods.lora.section import QLoraSpec
 from tunesmith.models.load import LoadedModel, require_package
 from tunesmith.registry import Decision
+from tunesmith.runs.processes import compute_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +50,7 @@ def _compute_dtype(section: QLoraSpec) -> Decision:
         return Decision(field, section.compute_dtype, "as the spec says")
     if section.bits == 8:
         return Decision(field, "fp32", "of no effect: products of 8-bit weights are computed in int8 and fp16")
-    if torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+    if compute_device().type != "cpu" and torch.cuda.is_bf16_supported():
         return Decision(field, "bf16", "the GPU has bf16")
     return Decision(field, "fp32", "the weights are unpacked to it: exact, and as fast without a GPU")
 

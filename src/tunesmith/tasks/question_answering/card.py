@@ -20,9 +20,9 @@ def answer(question, context):
     )
     offsets, _ = windows.pop("offset_mapping"), windows.pop("overflow_to_sample_mapping")
     with torch.inference_mode():
-        outputs = model.eval()(**windows)
+        outputs = model.eval()(**windows.to(model.device))
     best, found, none = -torch.inf, ("", None, None), torch.inf
-    for index, (start, end) in enumerate(zip(outputs.start_logits.float(), outputs.end_logits.float())):
+    for index, (start, end) in enumerate(zip(outputs.start_logits.float().cpu(), outputs.end_logits.float().cpu())):
         outside = torch.tensor([part != 1 for part in windows.sequence_ids(index)])
         scores = start.masked_fill(outside, -torch.inf)[:, None] + end.masked_fill(outside, -torch.inf)
         scores = scores.masked_fill(torch.ones_like(scores).triu().tril({longest} - 1) == 0, -torch.inf)
