@@ -221,7 +221,7 @@ def _decide_precision() -> Decision:
     import torch
 
     if compute_device().type != "cpu":
-        fast = torch.cuda.is_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return Decision("train.precision", "bf16" if fast else "fp32", "the GPU has bf16" if fast else "the GPU has no bf16")
     speedup = bf16_speedup()
     value = "bf16" if speedup > FEWEST_SPEEDUP else "fp32"

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tunesmith.errors import InputError
 from tunesmith.registry import METHODS, Decision
@@ -102,6 +103,13 @@ def test_max_steps_overrides_epochs_and_says_so() -> None:
     _, reasons = decided(spec_of(precision="fp32", max_steps=10, epochs=4), 320)
     assert "overrides train.epochs" in reasons["epochs seen"]
     assert "epochs seen" not in decided(spec_of(precision="fp32", max_steps=10))[1]
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(False, "fp32"), (True, "bf16")])
+def test_a_gpu_that_only_emulates_bf16_is_given_fp32(has_bf16: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.resolve.compute_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation)
+    assert decided(spec_of())[0].train.precision == precision
 
 
 @pytest.mark.parametrize(("speedup", "precision"), [(0.8, "fp32"), (3.0, "bf16")])

@@ -50,7 +50,7 @@ def _compute_dtype(section: QLoraSpec) -> Decision:
         return Decision(field, section.compute_dtype, "as the spec says")
     if section.bits == 8:
         return Decision(field, "fp32", "of no effect: products of 8-bit weights are computed in int8 and fp16")
-    if compute_device().type != "cpu" and torch.cuda.is_bf16_supported():
+    if compute_device().type != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Decision(field, "bf16", "the GPU has bf16")
     return Decision(field, "fp32", "the weights are unpacked to it: exact, and as fast without a GPU")
 
