@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -75,6 +76,22 @@ def test_a_frozen_head_gets_no_gradient_and_passes_it_on() -> None:
     score_tokens(model, inputs, labels).loss.backward()
     assert model.lm_head.weight.grad is None
     assert float(model.model.embed_tokens.weight.grad.abs().sum()) > 0
+
+
+def test_one_chunk_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_loss, "CHUNK_TOKENS", 4)
+    chunks: list[weakref.ref[torch.Tensor]] = []
+    score_chunk = token_loss._score_chunk
+
+    def note(raw: torch.Tensor, *arguments: Any) -> Any:
+        assert all(chunk() is None for chunk in chunks)
+        chunks.append(weakref.ref(raw))
+        return score_chunk(raw, *arguments)
+
+    monkeypatch.setattr(token_loss, "_score_chunk", note)
+    model = tiny_decoder("llama")
+    score_tokens(model, *batch(model.config.vocab_size))
+    assert len(chunks) == 3
 
 
 def test_hits_are_the_likeliest_tokens() -> None:

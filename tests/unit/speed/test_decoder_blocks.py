@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import tiny_models
-from graphs import node_names
+from graphs import node_names, nodes_of
 from tunesmith.native.library import library
 from tunesmith.speed.choose import accelerated, choose
 from tunesmith.speed.facts import Facts
@@ -36,6 +36,12 @@ def _adapted(model: Any) -> Any:
     return tiny_models.adapted(model, lora_dropout=0.3)
 
 
+def _first_queries(model: Any) -> Any:
+    """A layer whose input is wanted for its gradient, while nothing below it is trained."""
+    _frozen_below(model).model.layers[0].self_attn.q_proj.weight.requires_grad = True
+    return model
+
+
 def _frozen_below(model: Any) -> Any:
     for parameter in [*model.model.embed_tokens.parameters(), *model.model.layers[0].parameters()]:
         parameter.requires_grad = False
@@ -55,7 +61,11 @@ def _computed(model: Any, names: list[str]) -> dict[str, torch.Tensor]:
     return {"logits": logits.detach(), **found}
 
 
-@pytest.mark.parametrize("make", [lambda model: model, _adapted, _frozen_below], ids=["full", "lora", "frozen"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda model: model, _adapted, tiny_models.adapted, _frozen_below, _first_queries],
+    ids=["full", "lora", "lora-without-dropout", "frozen", "queries"],
+)
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
 def test_numbers_are_those_of_the_modules(kind: str, make: Any) -> None:
     model = make(_model(kind))
@@ -75,6 +85,21 @@ def test_a_block_is_one_node() -> None:
         nodes = node_names(model(input_ids=torch.arange(3, 11)[None], attention_mask=torch.ones(1, 8)).logits)
     assert nodes.count("_ComputedBackward") == model.config.num_hidden_layers
     assert not {"_StackedBackward", "_AttentionBackward", "_RotaryBackward"} & set(nodes)
+
+
+def test_what_its_norms_and_gates_make_is_not_kept() -> None:
+    model = _model("llama")
+    facts = Facts(model, bf16=True)
+    names, _ = choose(facts, [])
+    with accelerated(facts, names), torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=torch.arange(3, 11)[None], attention_mask=torch.ones(1, 8)).logits
+        (block, *_) = (node for node in nodes_of(logits) if node.name() == "_ComputedBackward")
+        kept = [tensor for tensor in block.saved_tensors if tensor is not None and tensor.dtype == torch.bfloat16]
+        sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    hidden, attention = model.config.hidden_size, model.model.layers[0].self_attn
+    projected = sum(layer.out_features for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
+    columns = projected + attention.o_proj.in_features + hidden + 2 * model.config.intermediate_size
+    assert sum(sizes.values()) == columns * len(kept[0]) * kept[0].element_size()
 
 
 def test_it_writes_as_its_modules_do() -> None:
