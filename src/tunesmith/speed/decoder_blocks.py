@@ -2,6 +2,7 @@
 
 As with encoder_blocks no module is called. The sum of hidden states and what a sublayer adds is normalised while it is made, straight to
 the type of products, the next block's first norm included; its gradient is added up likewise. Positions turn queries and keys in place.
+What norms and gates make, which the gradients of weights want, is not kept: the pass that reads its gradient makes it again.
 """
 
 from __future__ import annotations
