@@ -19,8 +19,8 @@ SHAPES = ((768, 1536, 384), (1152, 576, 960), (1152, 3072, 576), (1152, 576, 153
 """(m, k, n) of products as models of a hundred million weights have them."""
 FEWEST_OPERATIONS = 1 << 26
 """Products below it stay whole."""
-FEWEST_ROWS = 8
-"""Of fewer, torch's products are faster: the other operand is copied for too little."""
+FEWEST_FOR_TILES = 1 << 22
+"""Products below it cost more to share among threads than to compute."""
 SHALLOW = 64
 """Up to this k, torch's products are faster where there are no tile registers: too little is summed for copies of operands to pay."""
 DEEP = 4096
@@ -46,12 +46,13 @@ def product(
     """
     parts, out_dtype = 1, out_dtype or left.dtype
     if left.device.type == "cpu" and left.dtype == torch.bfloat16:
-        if left.shape[0] >= FEWEST_ROWS and _has_kernel(left.shape[1]):
+        operations = left.shape[0] * left.shape[1] * right.shape[1]
+        if operations >= FEWEST_FOR_TILES and _has_kernel(left.shape[1]):
             if left.shape[1] >= 2 * DEEP:
                 return _placed(_deep(left, right, bias), out_dtype, out)
             out = _rows_apart(left.shape[0], right.shape[1], out_dtype) if apart else out
             return tiles.product(left, right, bias, out, out_dtype)
-        if left.shape[0] * left.shape[1] * right.shape[1] >= FEWEST_OPERATIONS:
+        if operations >= FEWEST_OPERATIONS:
             parts = num_parts()
     return _placed(_in_parts(left, right, bias, parts), out_dtype, out)
 

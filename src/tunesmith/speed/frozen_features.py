@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.native.matmul import FEWEST_ROWS, SHALLOW
+from tunesmith.native.matmul import FEWEST_FOR_TILES, SHALLOW
 from tunesmith.native.products import has_products
 from tunesmith.registry import Acceleration
 from tunesmith.runs.environment import total_memory_bytes
@@ -71,7 +71,8 @@ def apply(facts: Facts) -> Callable[[], None]:
     if not is_native_throughout(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads, torch.bfloat16):
         raise Unfit("attention of some lengths is computed by torch")
     _refuse_dependence(facts, blocks[-1])
-    return _Features(facts, blocks, LAYOUTS[blocks[0]]).watch()
+    fewest = max(-(-FEWEST_FOR_TILES // layer.weight.numel()) for layer in layers)
+    return _Features(facts, blocks, LAYOUTS[blocks[0]], fewest).watch()
 
 
 def _num_frozen(facts: Facts) -> int:
@@ -123,9 +124,9 @@ def _leaving(facts: Facts, block: torch.nn.Module, rows: list[torch.Tensor]) -> 
 class _Features:
     """The features kept so far, and the hooks that keep them and put them in the place of the frozen blocks."""
 
-    def __init__(self, facts: Facts, blocks: list[torch.nn.Module], layout: Layout) -> None:
+    def __init__(self, facts: Facts, blocks: list[torch.nn.Module], layout: Layout, fewest_tokens: int) -> None:
         self.model, self.blocks, self.layout = facts.model, blocks, layout
-        self.most_tokens = facts.num_tokens
+        self.fewest_tokens, self.most_tokens = fewest_tokens, facts.num_tokens
         self.rows: dict[bytes, torch.Tensor] = {}
         """What leaves the last frozen block, [tokens, hidden], by the inputs of the row."""
         self.num_kept = 0
@@ -155,7 +156,7 @@ class _Features:
             return
         assert layout.boundaries is not None
         ends = layout.boundaries.tolist()
-        if ends[-1] < FEWEST_ROWS:
+        if ends[-1] < self.fewest_tokens:
             return
         shape = inputs["input_ids"].shape
         named = [name for name in sorted(inputs) if name.endswith("_ids") and name != "position_ids" and inputs[name].shape == shape]
