@@ -44,6 +44,7 @@ def product(
     Where it may have rows that lie `apart`, they do if they would otherwise, a multiple of a page from each other, push each other out of
     the cache.
     """
+    assert out is None or not (apart or out_dtype), "a place has a type and a layout of its own"
     parts, out_dtype = 1, out_dtype or left.dtype
     if left.device.type == "cpu" and left.dtype == torch.bfloat16:
         operations = left.shape[0] * left.shape[1] * right.shape[1]
