@@ -23,8 +23,6 @@ FEWEST_FOR_TILES = 1 << 22
 """Products below it cost more to share among threads than to compute."""
 SHALLOW = 64
 """Up to this k, torch's products are faster where there are no tile registers: too little is summed for copies of operands to pay."""
-DEEP = 4096
-"""Sums over twice as many numbers or more are made in parts of so many, in fp32: a part of the right operand stays in the cache."""
 PAGE = 4096
 APART = 32
 """Columns between rows that lie apart: as many as the kernel reads at once."""
@@ -49,8 +47,6 @@ def product(
     if left.device.type == "cpu" and left.dtype == torch.bfloat16:
         operations = left.shape[0] * left.shape[1] * right.shape[1]
         if operations >= FEWEST_FOR_TILES and _has_kernel(left.shape[1]):
-            if left.shape[1] >= 2 * DEEP:
-                return _placed(_deep(left, right, bias), out_dtype, out)
             out = _rows_apart(left.shape[0], right.shape[1], out_dtype) if apart else out
             return tiles.product(left, right, bias, out, out_dtype)
         if operations >= FEWEST_OPERATIONS:
@@ -67,15 +63,6 @@ def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> t
 
 def _placed(found: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
     return found.to(dtype) if out is None else out.copy_(found)
-
-
-def _deep(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """In fp32; k in parts, the last of which may be shorter."""
-    result = tiles.product(left[:, :DEEP], right[:DEEP], bias, out_dtype=torch.float32)
-    for start in range(DEEP, left.shape[1], DEEP):
-        part = slice(start, start + DEEP)
-        tiles.product(left[:, part], right[part], out=result, accumulate=True)
-    return result
 
 
 def _rows_apart(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:

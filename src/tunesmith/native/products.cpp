@@ -5,21 +5,20 @@
 // by two; an operand that lies the other way in memory is turned tile by tile, and a left one that lies this way is read in place. Where
 // less has to be turned so, b is the left operand, and the tiles of C are turned. A processor without tile registers that multiplies pairs of
 // bf16 reads the same tiles: a pair of the left operand at a time, times a row of the right one.
-#include "tiles.h"
+#include "products.h"
 
 extern "C" int64_t has_tiles() { return AmxSession().used; }
-
+extern "C" int64_t has_products() {
 #if WITH_AMX
-extern "C" int64_t has_products() { return has_tiles(); }
-#elif defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__linux__)
-#define WITH_PAIRS 1
-extern "C" int64_t has_products() { return 1; }
+    return has_tiles();
 #else
-extern "C" int64_t has_products() { return 0; }
+    return WITH_PRODUCTS;
 #endif
+}
 
-#if WITH_AMX || WITH_PAIRS
+#if WITH_PRODUCTS
 #include <cstdlib>
+#include <memory>
 #include <sys/mman.h>
 
 namespace {
@@ -30,6 +29,7 @@ constexpr int64_t CHUNK_STEPS = 20;        // the most steps at a time: two pane
 constexpr int64_t STREAMED_PANELS = 8;     // the most panels at a time, of either operand
 constexpr int64_t KEPT_PANELS = 32;
 constexpr int64_t AHEAD = 4;               // steps by which a copy asks for its input
+constexpr int64_t DEEP = 4096;             // sums over twice as many or more are made in parts of so many: a part of an operand stays in the cache
 
 // Memory that is kept between calls, and only ever grows.
 struct Buffer {
@@ -333,16 +333,11 @@ bool better_turned(const Operand &a, const Operand &b) {
     return straight * a.k > turned * a.k + 2 * a.outer * b.outer;
 }
 
-}  // namespace
-
-// One stride of a and one of b is 1.
-extern "C" void product(const bf16 *a, const bf16 *b, void *out, const float *bias, int64_t m, int64_t n, int64_t k, int64_t a_m_stride,
-                        int64_t a_k_stride, int64_t b_k_stride, int64_t b_n_stride, int64_t out_stride, int64_t is_bf16, int64_t accumulate) {
+void multiply_whole(const Operand &left, const Operand &right, const Output &out) {
     thread_local Buffer buffer;
-    const Operand left{a, m, k, a_m_stride, a_k_stride}, right{b, n, k, b_n_stride, b_k_stride};
-    const bool turned = better_turned(left, right), streams_a = m >= n;
+    const bool turned = better_turned(left, right), streams_a = left.outer >= right.outer;
     const Operand &streamed = streams_a ? left : right, &kept = streams_a ? right : left;
-    Job job{streamed, kept, nullptr, streams_a, turned, {out, m, n, out_stride, bias, bool(is_bf16), bool(accumulate)}};
+    Job job{streamed, kept, nullptr, streams_a, turned, out};
     const bool in_place = job.streamed_right() && Job::in_place(kept) && kept.outer % 32 == 0;
     if (!in_place) {
         bf16 *whole = buffer.of<bf16>(kept.panels() * kept.steps() * STEP);
@@ -356,5 +351,38 @@ extern "C" void product(const bf16 *a, const bf16 *b, void *out, const float *bi
         parallel_for(down, 1, [&](int64_t first, int64_t end) { job.run(first, end, 0, across); });
     else
         parallel_for(across, 1, [&](int64_t first, int64_t end) { job.run(0, down, first, end); });
+}
+
+// In parts of k, which are added up in fp32.
+void multiply_deep(const Operand &left, const Operand &right, const Output &out) {
+    const auto add_parts = [&](Output sums) {
+        for (int64_t k = 0; k < left.k; k += DEEP) {
+            const int64_t count = std::min(DEEP, left.k - k);
+            multiply_whole({left.data + k * left.k_stride, left.outer, count, left.outer_stride, left.k_stride},
+                           {right.data + k * right.k_stride, right.outer, count, right.outer_stride, right.k_stride}, sums);
+            sums.bias = nullptr;
+            sums.accumulate = true;
+        }
+    };
+    if (!out.is_bf16) return add_parts(out);
+    const std::unique_ptr<float[]> sums(new float[out.m * out.n]);
+    add_parts({sums.get(), out.m, out.n, out.n, out.bias, false, false});
+    parallel_rows(out.m, out.n, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            const float *from = sums.get() + row * out.n;
+            bf16 *to = static_cast<bf16 *>(out.data) + row * out.stride;
+#pragma omp simd
+            for (int64_t i = 0; i < out.n; ++i) to[i] = from_float<bf16>(from[i] + (out.accumulate ? to_float(to[i]) : 0));
+        }
+    });
+}
+
+}  // namespace
+
+extern "C" void product(const bf16 *a, const bf16 *b, void *out, const float *bias, int64_t m, int64_t n, int64_t k, int64_t a_m_stride,
+                        int64_t a_k_stride, int64_t b_k_stride, int64_t b_n_stride, int64_t out_stride, int64_t is_bf16, int64_t accumulate) {
+    const Operand left{a, m, k, a_m_stride, a_k_stride}, right{b, n, k, b_n_stride, b_k_stride};
+    const Output place{out, m, n, out_stride, bias, bool(is_bf16), bool(accumulate)};
+    k < 2 * DEEP ? multiply_whole(left, right, place) : multiply_deep(left, right, place);
 }
 #endif

@@ -16,10 +16,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from tunesmith.native.matmul import product
 from tunesmith.speed.instances import compute_dtype
-from tunesmith.speed.kernels import draw_seed, seeded_dropout
+from tunesmith.speed.kernels import draw_seed
+from tunesmith.speed.stack_products import Gradients, Products, Seeds, products_of
 
+PARAMETERS = ("weight", "bias", "lora_a", "lora_b")
 WIDTH_MULTIPLE = 32
 STACKS: WeakKeyDictionary[torch.nn.Module, list[Stack]] = WeakKeyDictionary()
 """Those that a model is computed by now."""
@@ -42,9 +43,9 @@ class Layer:
     """What drops elements of the adapter's input."""
 
     @property
-    def parameters(self) -> list[torch.Tensor]:
-        """All that it is computed from."""
-        return [parameter for parameter in (self.weight, self.bias, self.lora_a, self.lora_b) if parameter is not None]
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """All that it is computed from, by name."""
+        return {name: value for name in PARAMETERS if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,11 @@ class Stack:
 
     def __init__(self, layers: list[Layer], dtype: torch.dtype) -> None:
         self.layers, self.dtype = layers, dtype
-        self.parameters = [parameter for layer in layers for parameter in layer.parameters]
+        self.weight_dtype = layers[0].weight.dtype
+        self.parameters = [parameter for layer in layers for parameter in layer.parameters.values()]
+        self.kinds = [(kind, number) for number, layer in enumerate(layers) for kind in layer.parameters]
+        """Of each parameter, its name in its layer, and which layer that is."""
+        self.adapters = [parameter for parameter, (kind, _) in zip(self.parameters, self.kinds, strict=True) if kind.startswith("lora")]
         self.in_features = layers[0].weight.shape[1]
         self.out_sizes = [layer.weight.shape[0] for layer in layers]
         self.out_features = sum(self.out_sizes)
@@ -76,10 +81,13 @@ class Stack:
         """Columns of what the adapters' A make of an input, and of zeros: rows of a length that the kernel can read where they lie."""
         self.places = list(zip(_slices(self.out_sizes), _slices(self.ranks), strict=True))
         """Of each layer, its columns of the outputs, and of what is between."""
+        self.placed_layers = list(zip(layers, self.places, strict=True))
         self.scales = torch.tensor([[layer.scaling] for layer, rank in zip(layers, self.ranks, strict=True) for _ in range(rank)])
         """[ranks, 1]"""
         self._made: dict[str, tuple[list[tuple[int, int]], torch.Tensor]] = {}
         """The matrices in `dtype`, the run's; those in another, which only a trial asks for, are not kept."""
+        self._products: Products | None = None
+        self._adapters: list[tuple[int, int]] = []
         self._input: torch.Tensor | None = None
         self._outputs: dict[int, torch.Tensor] = {}
 
@@ -96,39 +104,26 @@ class Stack:
         """Of the columns, those that each layer makes."""
         return list(outputs.split_with_sizes(self.out_sizes, 1))
 
-    def seeds(self) -> list[int | None] | None:
-        """A seed for each layer whose adapter drops elements of its input now; None when none does."""
+    def seeds(self) -> Seeds:
+        """Drawn for those that drop now."""
         drops = [layer.dropout is not None and layer.dropout.training for layer in self.layers]
         return [draw_seed() if drop else None for drop in drops] if any(drops) else None
 
+    def products(self, dtype: torch.dtype) -> Products:
+        """Who computes it in a type, from matrices that hold what the parameters are now."""
+        matrices, is_kept = (self.weight(dtype), self.bias(dtype)), dtype == self.dtype
+        products = self._products if is_kept and self._products is not None else products_of(self, *matrices)
+        adapters = _state_of(self.adapters)
+        if adapters and not (is_kept and adapters == self._adapters):
+            products.place_adapters()
+        if is_kept:
+            self._products, self._adapters = products, adapters
+        return products
+
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """[out + between, in + between]: the stacked weights, s A below them, B beside them, and zeros."""
+        """[out + between, in + between]: the stacked weights, room for s A below them and B beside them, and zeros."""
         shape = self.out_features + self.between, self.in_features + self.between
-        weights = self._stacked("weight", dtype, [layer.weight for layer in self.layers], shape)
-        if self.between:
-            self._place_adapters(weights)
-        return weights
-
-    def _place_adapters(self, weights: torch.Tensor) -> None:
-        adapters = [adapter for layer in self.layers for adapter in (layer.lora_a, layer.lora_b) if adapter is not None]
-        state = [(adapter.data_ptr(), adapter._version) for adapter in adapters]
-        if weights.dtype == self.dtype:
-            if self._made.get("adapters", ([], weights))[0] == state:
-                return
-            self._made["adapters"] = state, weights
-        below, beside = self.below(weights), self.beside(weights)
-        for layer, (outputs, between) in zip(self.layers, self.places, strict=True):
-            if layer.lora_a is not None and layer.lora_b is not None:
-                torch.mul(layer.lora_a.detach(), layer.scaling, out=below[between])
-                beside[outputs, between] = layer.lora_b.detach()
-
-    def below(self, weights: torch.Tensor) -> torch.Tensor:
-        """[between, in]: s A, and zeros."""
-        return weights[self.out_features :, : self.in_features]
-
-    def beside(self, weights: torch.Tensor) -> torch.Tensor:
-        """[out, between]: B of each layer, and zeros."""
-        return weights[: self.out_features, self.in_features :]
+        return self._stacked("weight", dtype, [layer.weight for layer in self.layers], shape)
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
         """[out], or None where no layer has a bias."""
@@ -149,7 +144,7 @@ class Stack:
     def placed(self, x: torch.Tensor) -> torch.Tensor:
         """An input in its room; x [rows, in] itself where there are no adapters."""
         if x.shape[1] == self.in_features + self.between:
-            return x
+            return x.contiguous()
         room = self.room(len(x), x.dtype)
         self.input(room).copy_(x)
         return room
@@ -174,7 +169,7 @@ class Stack:
 
     def _stacked(self, name: str, dtype: torch.dtype, parts: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
         """The parts below each other in a matrix that is kept, and filled again when one of them has changed."""
-        state = [(part.data_ptr(), part._version) for part in parts]
+        state = _state_of(parts)
         known, matrix = self._made.get(name, ([], None)) if dtype == self.dtype else ([], None)
         if matrix is not None and known == state:
             return matrix
@@ -234,19 +229,9 @@ class _Stacked(torch.autograd.Function):
         return grad_hidden, None, *found.of_parameters()
 
 
-def multiply(stack: Stack, room: torch.Tensor, seeds: list[int | None] | None) -> torch.Tensor:
+def multiply(stack: Stack, room: torch.Tensor, seeds: Seeds) -> torch.Tensor:
     """y = [x, z] [W, B]' + bias, [tokens, out], of x as `placed` gives it; z = x s A' is written into the room beside it."""
-    weights = stack.weight(room.dtype)
-    if stack.between:
-        below, flat, inner = stack.below(weights), stack.input(room), room[:, stack.in_features :]
-        if seeds is None:
-            product(flat, below.t(), out=inner)
-        else:
-            flat = flat.contiguous()
-            inner.zero_()
-            for layer, (_, between), seed in zip(stack.layers, stack.places, seeds, strict=True):
-                product(_drop(layer, flat, seed), below[between].t(), out=inner[:, between])
-    return product(room, weights[: stack.out_features].t(), stack.bias(room.dtype))
+    return stack.products(room.dtype).multiply(room, seeds)
 
 
 class Differential:
@@ -261,28 +246,13 @@ class Differential:
         stack: Stack,
         grad_room: torch.Tensor,
         room: torch.Tensor | None,
-        seeds: list[int | None] | None,
+        seeds: Seeds,
         needs_input: bool,
         needs_parameters: Sequence[bool],
     ) -> None:
-        self.stack, self.grad_room, self.room, self.seeds = stack, grad_room, room, seeds
-        self.wanted = dict(zip(map(id, stack.parameters), needs_parameters, strict=True))
-        weights = stack.weight(grad_room.dtype)
-        grad, inner = stack.output(grad_room), grad_room[:, stack.out_features :]
-        if stack.between:
-            beside, num_filled = stack.beside(weights), sum(stack.ranks)
-            if num_filled < stack.between:
-                inner[:, num_filled:] = 0
-            for outputs, between in stack.places:  # not all at once: most of what stands beside the weights is zeros
-                product(grad[:, outputs], beside[outputs, between], out=inner[:, between])
-        self._of_input: torch.Tensor | None = None
-        if needs_input and seeds is None:
-            self._of_input = product(grad_room, weights[:, : stack.in_features])
-        elif needs_input:
-            self._of_input = product(grad, weights[: stack.out_features, : stack.in_features])
-            below = stack.below(weights)
-            for layer, (_, between), seed in zip(stack.layers, stack.places, seeds or [], strict=True):
-                self._of_input += _drop(layer, product(inner[:, between].contiguous(), below[between]), seed)
+        self.stack, self.grad_room, self.room, self.seeds, self.wanted = stack, grad_room, room, seeds, needs_parameters
+        self.needs = {kind for (kind, _), wanted in zip(stack.kinds, needs_parameters, strict=True) if wanted}
+        self._of_input = stack.products(grad_room.dtype).differentiate(grad_room, seeds, needs_input)
 
     @property
     def of_input(self) -> torch.Tensor:
@@ -293,52 +263,26 @@ class Differential:
     def again(self) -> torch.Tensor | None:
         """Where the input is to be written once more: over its gradient, when that has been read. None where it was kept, or nobody wants
         it."""
-        if self.room is not None or not any(self.wanted[id(layer.weight)] for layer in self.stack.layers):
+        if self.room is not None or "weight" not in self.needs:
             return None
         self.room = self.of_input
         return self.room
 
     def of_parameters(self) -> list[torch.Tensor | None]:
         """In their order; products are in the type of the gradient of y, as under autocast."""
-        stack, wanted = self.stack, self.wanted
-        if not any(wanted.values()):
-            return [None] * len(wanted)
-        grad, of_weights = stack.output(self.grad_room), None
-        needs_bias = any(layer.bias is not None and wanted[id(layer.bias)] for layer in stack.layers)
-        of_biases = grad.sum(0) if needs_bias else None
-        if any(wanted[id(layer.weight)] for layer in stack.layers):
-            assert self.room is not None
-            of_weights = product(grad.t(), stack.input(self.room), out_dtype=stack.layers[0].weight.dtype)
-        of_a = self._of_lora_a() if stack.between else None
-        found: dict[int, torch.Tensor] = {}
-        for layer, (outputs, between) in zip(stack.layers, stack.places, strict=True):
-            if of_weights is not None:
-                found[id(layer.weight)] = of_weights[outputs]
-            if of_biases is not None:
-                found[id(layer.bias)] = of_biases[outputs]
-            if of_a is not None and layer.lora_b is not None:
-                assert self.room is not None
-                inner = self.room[:, stack.in_features :][:, between]
-                found[id(layer.lora_a)] = of_a[between]
-                found[id(layer.lora_b)] = product(grad[:, outputs].t(), inner, out_dtype=torch.float32)
-        return [found[id(one)].to(one.dtype) if wanted[id(one)] else None for one in stack.parameters]
-
-    def _of_lora_a(self) -> torch.Tensor:
-        """Of the stacked A, [ranks, in]."""
         stack = self.stack
-        assert self.room is not None
-        flat, inner = stack.input(self.room), self.grad_room[:, stack.out_features :][:, : sum(stack.ranks)]
-        if self.seeds is None:
-            return product(inner.t(), flat, out_dtype=torch.float32).mul_(stack.scales)
-        flat, parts = flat.contiguous(), []
-        for layer, (_, between), seed in zip(stack.layers, stack.places, self.seeds, strict=True):
-            parts.append(product(inner[:, between].t(), _drop(layer, flat, seed), out_dtype=torch.float32))
-        return torch.cat(parts).mul_(stack.scales)
+        if not self.needs:
+            return [None] * len(stack.parameters)
+        found = stack.products(self.grad_room.dtype).of_parameters(self.room, self.grad_room, self.seeds, self.needs)
+        pairs = zip(stack.kinds, stack.parameters, self.wanted, strict=True)
+        return [_of_layer(found, stack, *kind).to(one.dtype) if wanted else None for kind, one, wanted in pairs]
 
 
-def _drop(layer: Layer, x: torch.Tensor, seed: int | None) -> torch.Tensor:
-    """The elements that the layer's dropout leaves; one seed, one mask."""
-    return x if seed is None else seeded_dropout(x, layer.dropout.p, seed)  # type: ignore[union-attr, arg-type]
+def _of_layer(found: Gradients, stack: Stack, kind: str, number: int) -> torch.Tensor:
+    if kind == "lora_b":
+        return found.lora_b[number]
+    whole, place = getattr(found, kind), stack.places[number][kind == "lora_a"]
+    return whole[place]  # type: ignore[no-any-return]
 
 
 def _matrix_of(parts: Sequence[torch.Tensor | None], width: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -354,6 +298,11 @@ def _matrix_of(parts: Sequence[torch.Tensor | None], width: int, dtype: torch.dt
             return None
         place += part.shape[1]
     return first.as_strided((len(first), width), (width, 1))
+
+
+def _state_of(parameters: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """What changes when one of them does."""
+    return [(parameter.data_ptr(), parameter._version) for parameter in parameters]
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:

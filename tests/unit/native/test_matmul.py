@@ -89,16 +89,5 @@ def test_a_product_is_added_in_fp32(left_dtype: torch.dtype) -> None:
     assert torch.allclose(found.double(), expected + 1, rtol=0, atol=4e-2)
 
 
-@pytest.mark.parametrize("bias", [None, 3.0])
-def test_long_sums_are_made_in_parts(bias: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    left, right, expected = operands(40, 1000, 96, torch.bfloat16)
-    biases = None if bias is None else torch.full((96,), bias, dtype=torch.bfloat16)
-    expected = expected + (bias or 0.0)
-    monkeypatch.setattr(matmul, "FEWEST_FOR_TILES", 1)
-    monkeypatch.setattr(matmul, "DEEP", 96)  # ten parts and a rest
-    assert close(matmul.product(left, right, biases), expected)
-    assert close(matmul.product(left, right, biases, torch.float32), expected)
-
-
 def test_the_number_of_parts_is_one_that_can_be() -> None:
     assert matmul.num_parts() in matmul.PARTS

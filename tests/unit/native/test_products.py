@@ -23,8 +23,9 @@ SIZES = [
     (130, 1200, 1300),
     (64, 64, 3008),
     (288, 31, 33),
+    (20, 40, 9000),
 ]
-"""m, n, k: tails of tiles, one chunk of k and several, one group of panels and several, each operand the larger one."""
+"""m, n, k: tails of tiles, one chunk of k and several, one group of panels and several, each operand the larger one, and k in parts."""
 TYPES = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 
 

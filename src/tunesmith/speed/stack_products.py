@@ -1,0 +1,194 @@
+"""What is computed of a stack (stacks.py), by one kernel each where there are kernels for bf16, otherwise product by product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from tunesmith.native.library import call
+from tunesmith.native.matmul import product
+from tunesmith.native.products import has_products
+from tunesmith.speed.kernels import seeded_dropout
+
+if TYPE_CHECKING:
+    from tunesmith.speed.stacks import Layer, Stack
+
+Seeds = Sequence[int | None] | None
+"""For each layer, where its adapter drops elements of its input; None when none does."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Of a stack's parameters; None where they are not wanted."""
+
+    weight: torch.Tensor | None
+    """[out, in], of all layers"""
+    bias: torch.Tensor | None
+    """[out]"""
+    lora_a: torch.Tensor | None
+    """[ranks, in]"""
+    lora_b: list[torch.Tensor]
+    """[out, rank] of each layer, if `lora_a` is there."""
+
+
+class Products(Protocol):
+    """Who computes. Rooms are those of stacks.py."""
+
+    def place_adapters(self) -> None:
+        """Writes s A and B into the stacked weights."""
+
+    def multiply(self, room: torch.Tensor, seeds: Seeds) -> torch.Tensor:
+        """y = [x, z] [W, B]' + bias, [tokens, out], of x in its room, where z = x s A' is written beside it."""
+
+    def differentiate(self, grad_room: torch.Tensor, seeds: Seeds, needs_input: bool) -> torch.Tensor | None:
+        """The gradient of x, [tokens, in], if it is needed, from g in its room, where g B is written beside it."""
+
+    def of_parameters(self, room: torch.Tensor | None, grad_room: torch.Tensor, seeds: Seeds, needs: Set[str]) -> Gradients:
+        """Those of the parameters that are needed (by their names in a layer), from the rooms as the other two leave them; that of x is not
+        read for biases alone."""
+
+
+def products_of(stack: Stack, weight: torch.Tensor, bias: torch.Tensor | None) -> Products:
+    """Who computes the stack from these matrices."""
+    by_kernels = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_products()
+    return ByKernels(stack, weight, bias) if by_kernels else ByTorch(stack, weight, bias)
+
+
+class ByTorch:
+    """By products of torch, or by tunesmith's one by one."""
+
+    def __init__(self, stack: Stack, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.stack, self.weight, self.bias = stack, weight, bias
+        self.below, self.beside = weight[stack.out_features :, : stack.in_features], weight[: stack.out_features, stack.in_features :]
+
+    def place_adapters(self) -> None:
+        """See Products."""
+        for layer, (outputs, between) in self.stack.placed_layers:
+            if layer.lora_a is not None and layer.lora_b is not None:
+                torch.mul(layer.lora_a.detach(), layer.scaling, out=self.below[between])
+                self.beside[outputs, between] = layer.lora_b.detach()
+
+    def multiply(self, room: torch.Tensor, seeds: Seeds) -> torch.Tensor:
+        """See Products."""
+        stack = self.stack
+        if stack.between:
+            flat, inner = stack.input(room), room[:, stack.in_features :]
+            if seeds is None:
+                product(flat, self.below.t(), out=inner)
+            else:
+                inner.zero_()
+                for (layer, (_, between)), seed in zip(stack.placed_layers, seeds, strict=True):
+                    product(_drop(layer, flat, seed), self.below[between].t(), out=inner[:, between])
+        return product(room, self.weight[: stack.out_features].t(), self.bias)
+
+    def differentiate(self, grad_room: torch.Tensor, seeds: Seeds, needs_input: bool) -> torch.Tensor | None:
+        """See Products."""
+        stack = self.stack
+        grad, inner = stack.output(grad_room), grad_room[:, stack.out_features :]
+        if stack.between:
+            inner[:, sum(stack.ranks) :] = 0
+            for _, (outputs, between) in stack.placed_layers:  # not all at once: most of what stands beside the weights is zeros
+                product(grad[:, outputs], self.beside[outputs, between], out=inner[:, between])
+        if not needs_input:
+            return None
+        if seeds is None:
+            return product(grad_room, self.weight[:, : stack.in_features])
+        of_input = product(grad, self.weight[: stack.out_features, : stack.in_features])
+        for (layer, (_, between)), seed in zip(stack.placed_layers, seeds, strict=True):
+            of_input += _drop(layer, product(inner[:, between].contiguous(), self.below[between]), seed)
+        return of_input
+
+    def of_parameters(self, room: torch.Tensor | None, grad_room: torch.Tensor, seeds: Seeds, needs: Set[str]) -> Gradients:
+        """See Products."""
+        stack, grad = self.stack, self.stack.output(grad_room)
+        of_bias = grad.sum(0) if "bias" in needs else None
+        if room is None or needs <= {"bias"}:
+            return Gradients(None, of_bias, None, [])
+        flat = stack.input(room)
+        of_weight = product(grad.t(), flat, out_dtype=stack.weight_dtype) if "weight" in needs else None
+        if needs <= {"weight", "bias"}:
+            return Gradients(of_weight, of_bias, None, [])
+        inner, inner_grad = room[:, stack.in_features :], grad_room[:, stack.out_features :]
+        of_a, of_b = [], []
+        for (layer, (outputs, between)), seed in zip(stack.placed_layers, seeds or [None] * len(stack.layers), strict=True):
+            of_a.append(product(inner_grad[:, between].t(), _drop(layer, flat, seed), out_dtype=torch.float32))
+            of_b.append(product(grad[:, outputs].t(), inner[:, between], out_dtype=torch.float32))
+        return Gradients(of_weight, of_bias, torch.cat(of_a).mul_(stack.scales), of_b)
+
+
+class ByKernels:
+    """By those of stacks.cpp."""
+
+    def __init__(self, stack: Stack, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.stack = stack
+        assert weight.is_contiguous()
+        assert weight.shape == (stack.out_features + stack.between, stack.in_features + stack.between), weight.shape
+        assert bias is None or (bias.shape, bias.dtype, bias.is_contiguous()) == ((stack.out_features,), weight.dtype, True)
+        places = [number for _, parts in stack.placed_layers for part in parts for number in (part.start, part.stop - part.start)]
+        sizes = stack.in_features, stack.out_features, stack.between, len(stack.layers)
+        self.described = torch.tensor([weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *sizes, *places])
+        """The struct that the kernels read."""
+        self.scaling = torch.tensor([layer.scaling for layer in stack.layers], dtype=torch.float64)
+        self.scales = stack.scales.flatten()
+        self.b_sizes = [size * rank for size, rank in zip(stack.out_sizes, stack.ranks, strict=True)]
+
+    def place_adapters(self) -> None:
+        """See Products."""
+        adapters = [adapter for layer in self.stack.layers for adapter in (layer.lora_a, layer.lora_b)]
+        kept = [None if adapter is None else adapter.detach().float().contiguous() for adapter in adapters]
+        pointers = torch.tensor([0 if adapter is None else adapter.data_ptr() for adapter in kept])
+        call("stack_place_adapters", self.described, pointers, self.scaling)
+
+    def multiply(self, room: torch.Tensor, seeds: Seeds) -> torch.Tensor:
+        """See Products."""
+        _check(room, self.stack.in_features + self.stack.between)
+        outputs = torch.empty(len(room), self.stack.out_features, dtype=torch.bfloat16)
+        call("stack_multiply", self.described, room, len(room), outputs, *self._draws(seeds))
+        return outputs
+
+    def differentiate(self, grad_room: torch.Tensor, seeds: Seeds, needs_input: bool) -> torch.Tensor | None:
+        """See Products."""
+        _check(grad_room, self.stack.out_features + self.stack.between)
+        of_input = torch.empty(len(grad_room), self.stack.in_features, dtype=torch.bfloat16) if needs_input else None
+        if needs_input or self.stack.between:
+            call("stack_differentiate", self.described, grad_room, len(grad_room), of_input, *self._draws(seeds))
+        return of_input
+
+    def of_parameters(self, room: torch.Tensor | None, grad_room: torch.Tensor, seeds: Seeds, needs: Set[str]) -> Gradients:
+        """See Products."""
+        stack, needs_adapters = self.stack, not needs <= {"weight", "bias"}
+        _check(grad_room, stack.out_features + stack.between)
+        if room is None:
+            assert needs <= {"bias"}, needs
+        else:
+            _check(room, stack.in_features + stack.between)
+            assert len(room) == len(grad_room)
+        of_weight = torch.empty(stack.out_features, stack.in_features, dtype=stack.weight_dtype) if "weight" in needs else None
+        of_bias = torch.empty(stack.out_features) if "bias" in needs else None
+        of_a = torch.empty(len(self.scales), stack.in_features) if needs_adapters else None
+        of_b = torch.empty(sum(self.b_sizes)) if needs_adapters else None
+        is_bf16 = stack.weight_dtype == torch.bfloat16
+        places = of_weight, is_bf16, of_bias, of_a, of_b, self.scales
+        call("stack_of_parameters", self.described, room, grad_room, len(grad_room), *places, *self._draws(seeds))
+        if of_b is None:
+            return Gradients(of_weight, of_bias, of_a, [])
+        each = of_b.split_with_sizes(self.b_sizes)
+        return Gradients(of_weight, of_bias, of_a, [part.view(size, -1) for part, size in zip(each, stack.out_sizes, strict=True)])
+
+    def _draws(self, seeds: Seeds) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if seeds is None:
+            return None, None
+        drops = [0.0 if seed is None else layer.dropout.p for layer, seed in zip(self.stack.layers, seeds, strict=True)]  # type: ignore[union-attr]
+        return torch.tensor(drops, dtype=torch.float64), torch.tensor([seed or 0 for seed in seeds])
+
+
+def _check(room: torch.Tensor, width: int) -> None:
+    assert (room.device.type, room.dtype, room.shape[1], room.is_contiguous()) == ("cpu", torch.bfloat16, width, True), room.shape
+
+
+def _drop(layer: Layer, x: torch.Tensor, seed: int | None) -> torch.Tensor:
+    """The elements that the layer's dropout leaves; one seed, one mask."""
+    return x if seed is None else seeded_dropout(x, layer.dropout.p, seed)  # type: ignore[union-attr, arg-type]
