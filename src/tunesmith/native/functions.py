@@ -14,18 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
 from tunesmith.native.library import call
-from tunesmith.native.passes import (
-    NAMES,
-    activate,
-    activate_backward,
-    check,
-    gelu_name,
-    multiply_by_gate,
-    multiply_by_gate_backward,
-    normalise,
-    normalise_backward,
-    rows_of,
-)
+from tunesmith.native.tensors import NAMES, address, check, row_stride, rows_of
 
 
 def dropout(x: torch.Tensor, p: float, seed: int, offset: int = 0) -> torch.Tensor:
@@ -107,7 +96,7 @@ def adamw_step(
         copy is None or (copy.dtype, copy.numel(), copy.is_contiguous()) == (torch.bfloat16, size, True)
         for copy, size in zip(copies, sizes, strict=True)
     )
-    pointers.append(torch.tensor([0 if copy is None else copy.data_ptr() for copy in copies], dtype=torch.int64))
+    pointers.append(torch.tensor([address(copy) or 0 for copy in copies], dtype=torch.int64))
     call("adamw_step", *pointers, torch.tensor(sizes, dtype=torch.int64), len(sizes), *numbers)
     increment_version([*params, *exp_avgs, *exp_avg_sqs])
 
@@ -157,9 +146,19 @@ class _LayerNorm(torch.autograd.Function):
         p: float,
         seed: int,
     ) -> Any:
-        out, total, mean, rstd = normalise(x, residual, weight, bias, eps, p, seed)
+        dtype, ctx.dtypes, ctx.draw = x.dtype, (x.dtype, None if residual is None else residual.dtype), (p, seed)
+        if residual is not None:
+            assert residual.shape == x.shape
+            dtype = torch.promote_types(x.dtype, residual.dtype)
+            residual = residual.to(dtype)
+            check(residual)
+        check(x)
+        rows, width = rows_of(x, weight, bias)
+        total = x if residual is None else torch.empty(x.shape, dtype=dtype)
+        out, mean, rstd = torch.empty(x.shape, dtype=dtype), torch.empty(rows), torch.empty(rows)
+        tensors = x, residual, weight.float(), bias.float(), total, out, None, 0, mean, rstd
+        call(f"layer_norm_{NAMES[x.dtype]}_{NAMES[dtype]}", *tensors, rows, width, eps, p, seed)
         ctx.save_for_backward(total, weight, mean, rstd)
-        ctx.dtypes, ctx.draw = (x.dtype, None if residual is None else residual.dtype), (p, seed)
         return out
 
     @staticmethod
@@ -169,11 +168,14 @@ class _LayerNorm(torch.autograd.Function):
         x_dtype, residual_dtype = ctx.dtypes
         has_dropped = residual_dtype is not None and ctx.needs_input_grad[0]
         grad_x = torch.empty(total.shape, dtype=x_dtype) if has_dropped else None
-        grad_total, *of_parameters = normalise_backward(grad, total, weight, mean, rstd, grad_x, *ctx.draw)
+        grad_total, grad_weight, grad_bias = torch.empty_like(total), torch.zeros(weight.shape), torch.zeros(weight.shape)
+        kernel = f"layer_norm_backward_{NAMES[x_dtype if has_dropped else total.dtype]}_{NAMES[total.dtype]}"
+        tensors = total, weight.float(), mean, rstd, grad.contiguous(), None, 0, grad_total, grad_x, len(weight), grad_weight, grad_bias
+        call(kernel, *tensors, len(mean), len(weight), *ctx.draw)
         if residual_dtype is None:
             grad_x = grad_total
         grad_residual = grad_total.to(residual_dtype) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_residual, *of_parameters, None, None, None
+        return grad_x, grad_residual, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None, None
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -202,29 +204,44 @@ class _RMSNorm(torch.autograd.Function):
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, kernel: str) -> torch.Tensor:
+        check(x)
         ctx.save_for_backward(x)
-        ctx.kernel = kernel
-        return activate(x, kernel)
+        ctx.kernel, out = kernel, torch.empty_like(x)
+        rows, width = rows_of(x)
+        call(f"{kernel}_{NAMES[x.dtype]}", x, out, rows, width, width)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        return activate_backward(ctx.saved_tensors[0], grad.contiguous(), ctx.kernel), None
+        (x,), grad = ctx.saved_tensors, grad.contiguous()
+        grad_x, (rows, width) = torch.empty_like(x), rows_of(x)
+        assert (grad.shape, grad.dtype) == (x.shape, x.dtype), (grad.shape, grad.dtype)
+        call(f"backward_{ctx.kernel}_{NAMES[x.dtype]}", x, grad, grad_x, rows, width, width, width)
+        return grad_x, None
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, kernel: str) -> torch.Tensor:
+        assert (gate.shape, gate.dtype, row_stride(gate)) == (up.shape, up.dtype, row_stride(up))
         ctx.save_for_backward(gate, up)
-        ctx.kernel = kernel
-        return multiply_by_gate(gate, up, kernel)
+        ctx.kernel, out = kernel, torch.empty(gate.shape, dtype=gate.dtype)
+        rows, width = rows_of(gate)
+        call(f"times_{kernel}_{NAMES[gate.dtype]}", gate, up, out, rows, width, row_stride(gate), width)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        gate, up = ctx.saved_tensors
-        both = multiply_by_gate_backward(gate, up, grad.contiguous(), ctx.kernel)
-        return *both.split_with_sizes([gate.shape[-1]] * 2, -1), None
+        (gate, up), grad = ctx.saved_tensors, grad.contiguous()
+        assert (grad.shape, grad.dtype) == (gate.shape, gate.dtype), (grad.shape, grad.dtype)
+        rows, width = rows_of(gate)
+        both = torch.empty(*gate.shape[:-1], 2 * width, dtype=gate.dtype)  # side by side, as of one product
+        grads = both.split_with_sizes([width] * 2, -1)
+        strides = row_stride(gate), width, 2 * width, 0
+        call(f"times_backward_{ctx.kernel}_{NAMES[gate.dtype]}", gate, up, grad, *grads, None, rows, width, *strides)
+        return *grads, None
 
 
 class _Rotary(torch.autograd.Function):
@@ -253,6 +270,11 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, back: bool) 
     strides = x.stride(0), x.stride(2), x.stride(1), heads * width, 0 if len(cos) == 1 else cos.stride(0)
     call(f"rotary_{NAMES[x.dtype]}_{NAMES[cos.dtype]}", x, cos, sin, out, batch, tokens, heads, width, *strides, int(back))
     return out.transpose(1, 2)
+
+
+def gelu_name(approximate: str) -> str:
+    """What the kernel is called of a GELU that is exact (`none`) or approximated (`tanh`)."""
+    return {"none": "gelu", "tanh": "gelu_tanh"}[approximate]
 
 
 def _check_all(tensors: Sequence[torch.Tensor], sizes: list[int], dtype: torch.dtype) -> None:

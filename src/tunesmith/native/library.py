@@ -20,6 +20,8 @@ from tunesmith.data.cache import cached_folder, key_of
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.native.structs import Struct
+
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -46,8 +48,8 @@ def why_not_native() -> str | None:
     return _load()[1]
 
 
-def call(kernel: str, *arguments: torch.Tensor | int | float | None) -> None:
-    """Calls a kernel: tensors as pointers to their first element, ints as int64_t, floats as double, None as a null pointer."""
+def call(kernel: str, *arguments: torch.Tensor | Struct | int | float | None) -> None:
+    """Calls a kernel: tensors (their first element), structs and None as pointers, ints as int64_t, floats as double."""
     function = _FUNCTIONS.get(kernel) or _declare(kernel, arguments)
     function(*[value if value is None or type(value) in _C_TYPES else value.data_ptr() for value in arguments])  # type: ignore[union-attr]
 

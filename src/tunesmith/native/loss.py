@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tunesmith.native.library import call
-from tunesmith.native.passes import NAMES, row_stride
+from tunesmith.native.tensors import NAMES, row_stride
 
 
 def token_loss(

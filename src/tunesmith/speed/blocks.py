@@ -1,30 +1,37 @@
-"""What blocks computed as one function each have in common: the linear layers' stacks, who may watch, and what is kept for the gradient."""
+"""What blocks computed as one function each have in common: the linear layers' stacks, who may watch, and what a pass reads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 
-from tunesmith.native.library import why_not_native
-from tunesmith.speed.end_to_end import LAYOUTS
+from tunesmith.native.library import call, why_not_native
+from tunesmith.native.products import has_products
+from tunesmith.native.structs import Attention, Linear, Struct
+from tunesmith.native.tensors import address
+from tunesmith.speed.end_to_end import LAYOUTS, Layout
 from tunesmith.speed.facts import Facts, Unfit
-from tunesmith.speed.instances import body_of, override
-from tunesmith.speed.stacks import STACKS, Differential, Stack, multiply
+from tunesmith.speed.instances import body_of, compute_dtype, override
+from tunesmith.speed.kernels import draw_seed
+from tunesmith.speed.stack_products import ByKernels, Gradients
+from tunesmith.speed.stacks import STACKS, Stack
 
 
 def why_not_whole(facts: Facts, is_known: Callable[[Any], bool]) -> str | None:
-    """Why the blocks of a model cannot be one function each: none of a known kind, another device, products in fp32, no kernels."""
+    """Why the blocks of a model cannot be one kernel each: none of a known kind, another device, products in fp32, no kernels."""
     if not facts.on_cpu:
         return "measured on processors only"
     if not facts.bf16:
         return "products in fp32 take so long that nothing between them shows"
     if facts.blocks is None:
         return "the model has no list of blocks"
-    return why_not_native() if all(map(is_known, facts.blocks[1])) else "its blocks are of another kind"
+    if not all(map(is_known, facts.blocks[1])):
+        return "its blocks are of another kind"
+    return why_not_native() or (None if has_products() else "the processor does not multiply bf16")
 
 
 def apply_to_blocks(facts: Facts, make: Callable[[Any, dict[int, Stack]], Any]) -> Callable[[], None]:
@@ -63,9 +70,10 @@ class Block:
         self._handed: tuple[Any, ...] = (None,)
 
     def is_left_to_modules(self, hidden: torch.Tensor) -> bool:
-        """Whether somebody watches from inside, wants it without adapters, or sums are in bf16."""
+        """Whether somebody watches from inside, wants it without adapters, sums are in bf16, or products are not."""
         watched = sum(map(len, self.hooks)) != self.num_hooks
-        return watched or hidden.dtype != torch.float32 or any(module.disable_adapters for module in self.adapted)
+        of_other_types = (hidden.dtype, compute_dtype(hidden)) != (torch.float32, torch.bfloat16)
+        return watched or of_other_types or any(module.disable_adapters for module in self.adapted)
 
     def hand_on(self, output: torch.Tensor, *made_of_it: Any) -> None:
         """Leaves to the block after it what was made of the output beside it."""
@@ -78,35 +86,68 @@ class Block:
         return tuple(made_of_it) if output is read else ()
 
 
+@dataclass
+class Held:
+    """What a pass reads by its address, and its gradient will, besides what autograd keeps."""
+
+    tensors: list[torch.Tensor | None] = field(default_factory=list)
+
+    def address(self, tensor: torch.Tensor) -> int | None:
+        """Of its numbers in fp32, end to end."""
+        self.tensors.append(
+            tensor.detach().float().contiguous() if (tensor.dtype, tensor.is_contiguous()) != (torch.float32, True) else tensor
+        )
+        return address(self.tensors[-1])
+
+    def linear(self, stack: Stack) -> Linear:
+        """A stack in the pass, with what its dropout draws."""
+        products = by_kernels(stack)
+        draws = products.draws(stack.seeds())
+        self.tensors += draws
+        return products.linear(draws)
+
+    def attention(self, layout: Layout, heads: int, kv_heads: int, width: int, left: int, right: int, scale: float, p: float) -> Attention:
+        """That of a layout; a query sees keys from `left` before its own place to `right` after. With what its dropout draws."""
+        read = layout.attended(causal=right == 0)
+        sequences = read.longest_first()
+        self.tensors += [layout.boundaries, read.boundaries, sequences]
+        sizes = len(sequences), heads, kv_heads, width, left, right
+        return Attention(*map(address, self.tensors[-3:]), *sizes, scale, p, draw_seed() if p else 0)
+
+
+def by_kernels(stack: Stack) -> ByKernels:
+    """Who computes the stack in bf16."""
+    products = stack.products(torch.bfloat16)
+    assert isinstance(products, ByKernels)
+    return products
+
+
+def places_for(stack: Stack | None, linear: Linear, wanted: Sequence[bool]) -> Gradients | None:
+    """Places for the gradients of a stack's parameters, which its part of a pass is told of; None where none is wanted."""
+    return None if stack is None or not any(wanted) else by_kernels(stack).gradients(linear, stack.kinds_of(wanted))
+
+
+def of_each(stack: Stack | None, found: Gradients | None, wanted: Sequence[bool]) -> list[torch.Tensor | None]:
+    """The gradients in these places, for each parameter."""
+    return [None] * len(wanted) if stack is None or found is None else stack.of_each(found, wanted)
+
+
+def in_types_of(parameters: Sequence[torch.Tensor], found: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Gradients in the types of their parameters."""
+    return [None if grad is None else grad.to(parameter.dtype) for parameter, grad in zip(parameters, found, strict=True)]
+
+
+def room_for(kernel: str, of_pass: Struct) -> tuple[torch.Tensor, int, int]:
+    """(what a pass keeps for its gradient; how many bytes the pass wants besides, and how many its gradient)."""
+    sizes = torch.empty(3, dtype=torch.int64)
+    call(kernel, of_pass, sizes)
+    kept, forward, backward = sizes.tolist()
+    return torch.empty(kept, dtype=torch.uint8), forward, backward
+
+
 def stack_of(stacks: dict[int, Stack], *modules: Any) -> Stack:
     """That of layers, and of no others."""
     stack = stacks.get(id(modules[0]))
     if stack is None or [id(layer.module) for layer in stack.layers] != [id(module) for module in modules]:
         raise Unfit("its linear layers are not in stacks as blocks of its kind have them")
     return stack
-
-
-@dataclass
-class Tape:
-    """What a pass leaves for its gradient, which takes the last first."""
-
-    tensors: list[torch.Tensor | None]
-    drawn: list[Any]
-
-    def multiply(self, stack: Stack, x: torch.Tensor, keeps: bool = True) -> torch.Tensor:
-        """What the stack makes of x, [rows, in] or in its room; unless this `keeps` it, or adapters want it, x has to be made again."""
-        seeds, room = stack.seeds(), stack.placed(x)
-        outputs = multiply(stack, room, seeds)
-        self.tensors.append(room if keeps or stack.between else None)
-        self.drawn.append(seeds)
-        return outputs
-
-    def differentiate(self, stack: Stack, grad_room: torch.Tensor, needs_x: bool, wanted: Sequence[bool]) -> Differential:
-        """The gradients of x and of the stack's parameters, from that of what it made of x, in its room."""
-        return Differential(stack, grad_room, self.take(1)[0], self.drawn.pop(), needs_x, wanted)
-
-    def take(self, count: int) -> list[Any]:
-        """The last tensors, in the order in which they came."""
-        taken = self.tensors[-count:]
-        del self.tensors[-count:]
-        return taken

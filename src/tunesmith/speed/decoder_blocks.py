@@ -7,7 +7,7 @@ What norms and gates make, which the gradients of weights want, is not kept: the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -15,24 +15,28 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers.models.llama import modeling_llama as llama
 
-from tunesmith.native.attention import Shape
-from tunesmith.native.passes import (
-    add_rms_norm,
-    add_rms_norm_backward,
-    gelu_name,
-    multiply_by_gate,
-    multiply_by_gate_backward,
-    rotate_,
-)
+from tunesmith.native.functions import gelu_name
+from tunesmith.native.library import call
+from tunesmith.native.structs import DecoderPass, RMSNorm, kernel_address
+from tunesmith.native.tensors import NAMES, address
 from tunesmith.registry import Acceleration
 from tunesmith.speed.activation import gelu_kind, is_silu
-from tunesmith.speed.blocks import Block, Tape, apply_to_blocks, computes, stack_of, why_not_whole
+from tunesmith.speed.blocks import (
+    Block,
+    Held,
+    apply_to_blocks,
+    computes,
+    in_types_of,
+    of_each,
+    places_for,
+    room_for,
+    stack_of,
+    why_not_whole,
+)
 from tunesmith.speed.facts import Facts
-from tunesmith.speed.instances import compute_dtype
-from tunesmith.speed.kernels import draw_seed
 from tunesmith.speed.rotary import is_llama_like, window_of
 from tunesmith.speed.stacks import Stack
-from tunesmith.speed.varlen import UNBOUNDED, attend, attend_backward
+from tunesmith.speed.varlen import UNBOUNDED
 
 
 def why_not(facts: Facts) -> str | None:
@@ -64,11 +68,13 @@ class _Block(Block):
             stack_of(stacks, mlp.gate_proj, mlp.up_proj),
             stack_of(stacks, mlp.down_proj),
         )
-        self.activation = "silu" if is_silu(mlp.act_fn) else gelu_name(str(gelu_kind(mlp.act_fn)))
+        activation = "silu" if is_silu(mlp.act_fn) else gelu_name(str(gelu_kind(mlp.act_fn)))
+        self.activation = kernel_address(f"times_{activation}_bf16"), kernel_address(f"times_backward_{activation}_bf16")
+        self.rotations = {dtype: kernel_address(f"rotary_bf16_{name}") for dtype, name in NAMES.items()}
+        """By the type of the angles."""
         self.norm, self.middle_norm = block.input_layernorm, block.post_attention_layernorm
         self.head_dim = int(self.attention.head_dim)
-        self.rotated = sum(self.projections.out_sizes[:2]) // self.head_dim
-        """Heads of queries and keys."""
+        self.num_heads, self.num_kv_heads = (size // self.head_dim for size in self.projections.out_sizes[:2])
         groups = [stack.parameters for stack in (self.projections, self.attended, self.gates, self.down)]
         super().__init__(block, [[self.norm.weight, self.middle_norm.weight], *groups])
 
@@ -82,20 +88,36 @@ class _Block(Block):
         self.hand_on(output, *made_of_it)
         return output
 
-    def shape(self) -> Shape:
-        """Of attention in the pass under way."""
-        assert self.layout.boundaries is not None
-        window = window_of(self.attention)
-        p = self.attention.attention_dropout if self.attention.training else 0.0
+    def fill(self, held: Held, cos: torch.Tensor, sin: torch.Tensor, rows: int) -> DecoderPass:
+        """A pass with all that is the block's and its angles, drawing what its modules would, in their order."""
+        assert (cos.dtype, cos.numel()) == (sin.dtype, sin.numel()) == (cos.dtype, rows * self.head_dim), (cos.shape, sin.shape)
+        assert cos.is_contiguous()
+        assert sin.is_contiguous()
+        projections, window = held.linear(self.projections), window_of(self.attention)
         left = UNBOUNDED if window is None else window - 1
-        return Shape(self.layout.boundaries, self.layout.boundaries, left, 0, self.attention.scaling, p, draw_seed() if p else 0)
+        p = self.attention.attention_dropout if self.attention.training else 0.0
+        heads = self.num_heads, self.num_kv_heads, self.head_dim
+        following = None if self.following is None else self.following.norm
+        return DecoderPass(
+            projections=projections,
+            attention=held.attention(self.layout, *heads, left, 0, self.attention.scaling, p),
+            attended=held.linear(self.attended),
+            gates=held.linear(self.gates),
+            down=held.linear(self.down),
+            first=_norm(held, self.norm),
+            middle=_norm(held, self.middle_norm),
+            next=RMSNorm() if following is None else _norm(held, following),
+            times=self.activation[0],
+            times_backward=self.activation[1],
+            rotate=self.rotations[cos.dtype],
+            cos=address(cos),
+            sin=address(sin),
+            rows=rows,
+        )
 
 
-def _normalise(x: torch.Tensor | None, residual: torch.Tensor, norm: Any, stack: Stack, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """The sum of x and residual, its norm in the room of the stack that reads it, and 1 / its root mean squares."""
-    room = stack.room(len(residual), dtype)
-    total, rstd = add_rms_norm(x, residual, norm.weight, norm.variance_epsilon, stack.input(room))
-    return total, room, rstd
+def _norm(held: Held, norm: Any) -> RMSNorm:
+    return RMSNorm(held.address(norm.weight), norm.variance_epsilon)
 
 
 class _Computed(torch.autograd.Function):
@@ -115,76 +137,47 @@ class _Computed(torch.autograd.Function):
         block: _Block,
         *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor | None, ...]:
-        dtype, tape = compute_dtype(hidden), Tape([], [])
-        with torch.autocast("cpu", enabled=False):
-            residual = hidden.reshape(-1, hidden.shape[2])
-            if x is None or rstd is None:
-                _, x, rstd = _normalise(None, residual, block.norm, block.projections, dtype)
-            rows = tape.multiply(block.projections, x, keeps=not (ctx.needs_input_grad[0] or block.norm.weight.requires_grad))
-            rotate_(rows, block.rotated, cos, sin, back=False)
-            q, k, v = (part.view(len(part), -1, block.head_dim) for part in block.projections.split(rows))
-            shape = block.shape()
-            room = block.attended.room(len(q), dtype)
-            out, row_sums, plan = attend(q, k, v, shape, block.attended.input(room).view(q.shape))
-            tape.tensors += [q, k, v, out, row_sums]
-            tape.drawn.append((plan, shape))
-            outputs = tape.multiply(block.attended, room)
-            middle, middle_x, middle_rstd = _normalise(outputs, residual, block.middle_norm, block.gates, dtype)
-            gates = tape.multiply(block.gates, middle_x, keeps=False)
-            tape.tensors.append(gates)
-            room = block.down.room(len(gates), dtype)
-            gate, up = block.gates.split(gates)
-            multiply_by_gate(gate, up, block.activation, block.down.input(room))
-            added = tape.multiply(block.down, room, keeps=False)
-            next_x = next_rstd = None
-            if block.following is None:
-                output = middle + added
-            else:
-                output, next_x, next_rstd = _normalise(added, middle, block.following.norm, block.following.projections, dtype)
-                ctx.mark_non_differentiable(next_x, next_rstd)
-        ctx.save_for_backward(*tape.tensors, residual, rstd, outputs, middle_rstd, cos, sin)
-        ctx.drawn, ctx.block = tape.drawn, block
-        return output.view(hidden.shape), next_x, next_rstd
+        held, hidden, (_, rows, _) = Held(), hidden.contiguous(), hidden.shape
+        of_pass = block.fill(held, cos, sin, rows)
+        if x is None or rstd is None:
+            x, rstd, of_pass.makes_x = block.projections.room(rows, torch.bfloat16), torch.empty(rows), True
+        output, next_x, next_rstd = torch.empty(hidden.shape), None, None
+        if block.following is not None:
+            next_x, next_rstd = block.following.projections.room(rows, torch.bfloat16), torch.empty(rows)
+            of_pass.next_stride = next_x.shape[1]
+            ctx.mark_non_differentiable(next_x, next_rstd)
+        of_pass.hidden, of_pass.x, of_pass.rstd = map(address, (hidden, x, rstd))
+        of_pass.output, of_pass.next_x, of_pass.next_rstd = map(address, (output, next_x, next_rstd))
+        kept, wanted, ctx.wanted = room_for("decoder_block_sizes", of_pass)
+        temporary = torch.empty(wanted, dtype=torch.uint8)
+        of_pass.kept, of_pass.temporary = address(kept), address(temporary)
+        call("decoder_block_forward", of_pass)
+        is_made_again = not block.projections.between and (ctx.needs_input_grad[0] or block.norm.weight.requires_grad)
+        ctx.save_for_backward(kept, hidden, None if is_made_again else x, rstd, cos, sin)
+        ctx.held, ctx.of_pass, ctx.block = held, of_pass, block
+        return output, next_x, next_rstd
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_output: torch.Tensor, *of_made_of_it: Any) -> tuple[torch.Tensor | None, ...]:
-        *tensors, residual, rstd, outputs, middle_rstd, cos, sin = ctx.saved_tensors
-        block, tape, dtype, rows = ctx.block, Tape(tensors, list(ctx.drawn)), outputs.dtype, len(outputs)
-        needs_hidden, flags = ctx.needs_input_grad[0], ctx.needs_input_grad[6:]
-        norms, of_projections, of_attended, of_gates, of_down = (flags[part] for part in block.places)
-        grad = grad_output.reshape(-1, grad_output.shape[2])
-        down = tape.differentiate(block.down, block.down.placed_grads([grad], rows, dtype), True, of_down)
-        gate, up = block.gates.split(tape.take(1)[0])
-        room = block.gates.grad_room(rows, dtype)
-        multiply_by_gate_backward(gate, up, down.of_input, block.activation, block.gates.output(room), down.again())
-        gates = tape.differentiate(block.gates, room, True, of_gates)
-        room, weight = block.attended.grad_room(rows, dtype), block.middle_norm.weight
-        grad, of_middle_norm = add_rms_norm_backward(
-            gates.of_input, grad, outputs, residual, weight, middle_rstd, norms[1], block.attended.output(room), gates.again()
-        )
-        needs_x = needs_hidden or norms[0]
-        needs_projections = needs_x or any(of_projections)
-        attended = tape.differentiate(block.attended, room, needs_projections, of_attended)
-        found = [one.of_parameters() for one in (attended, gates, down)]
-        of_norm: torch.Tensor | None = None
-        of_first: Sequence[torch.Tensor | None] = [None] * len(of_projections)
-        if needs_projections:
-            *inputs, row_sums = tape.take(5)
-            plan, shape = tape.drawn.pop()
-            room = block.projections.grad_room(rows, dtype)
-            parts = block.projections.split(block.projections.output(room))
-            places = [part.view(rows, -1, block.head_dim) for part in parts]
-            attend_backward(inputs, attended.of_input.view(inputs[3].shape), row_sums, plan, shape, places)
-            rotate_(room, block.rotated, cos, sin, back=True)
-            projections = tape.differentiate(block.projections, room, needs_x, of_projections)
-            if needs_x:
-                again = projections.again()
-                grad, of_norm = add_rms_norm_backward(
-                    projections.of_input, grad, None, residual, block.norm.weight, rstd, norms[0], out=again
-                )
-            of_first = projections.of_parameters()
-        return grad[None], None, None, None, None, None, of_norm, of_middle_norm, *of_first, *chain.from_iterable(found)
+    def backward(ctx: Any, grad: torch.Tensor, *of_made_of_it: Any) -> tuple[torch.Tensor | None, ...]:
+        kept, hidden, x, rstd, cos, sin = ctx.saved_tensors
+        block, of_pass, needs_hidden = ctx.block, DecoderPass.from_buffer_copy(ctx.of_pass), ctx.needs_input_grad[0]
+        (norm, middle_norm), *of_stacks = (ctx.needs_input_grad[6:][part] for part in block.places)
+        of_pass.needs_x = needs_hidden or norm
+        of_pass.needs_projections = of_pass.needs_x or any(of_stacks[0])
+        grad, temporary = grad.contiguous(), torch.empty(ctx.wanted, dtype=torch.uint8)
+        of_hidden = torch.empty(hidden.shape) if of_pass.needs_x else None
+        of_pass.kept, of_pass.temporary, of_pass.hidden, of_pass.x, of_pass.rstd = map(address, (kept, temporary, hidden, x, rstd))
+        of_pass.cos, of_pass.sin, of_pass.grad, of_pass.of_hidden = map(address, (cos, sin, grad, of_hidden))
+        stacks = block.projections, block.attended, block.gates, block.down
+        linears = of_pass.projections, of_pass.attended, of_pass.gates, of_pass.down
+        found = list(map(places_for, stacks, linears, of_stacks))
+        norms = [torch.empty(hidden.shape[2]) if wanted else None for wanted in (norm, middle_norm)]
+        of_pass.first.of_weight, of_pass.middle.of_weight = map(address, norms)
+        call("decoder_block_backward", of_pass)
+        of_parameters = chain.from_iterable(map(of_each, stacks, found, of_stacks))
+        of_norms = in_types_of(block.parameters[block.places[0]], norms)
+        return of_hidden if needs_hidden else None, None, None, None, None, None, *of_norms, *of_parameters
 
 
 DECODER_BLOCKS = Acceleration(

@@ -6,8 +6,9 @@ twenty, and what is added or rounded is so while it is normalised. The numbers, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,16 +16,28 @@ from torch.autograd.function import once_differentiable
 from transformers.models.bert import modeling_bert as bert
 from transformers.models.distilbert import modeling_distilbert as distilbert
 
-from tunesmith.native.attention import Shape
-from tunesmith.native.passes import activate, activate_backward, gelu_name, normalise, normalise_backward
+from tunesmith.native.functions import gelu_name
+from tunesmith.native.library import call
+from tunesmith.native.structs import EncoderPass, LayerNorm, Linear, kernel_address
+from tunesmith.native.tensors import address
 from tunesmith.registry import Acceleration
 from tunesmith.speed.activation import gelu_kind
-from tunesmith.speed.blocks import Block, Tape, apply_to_blocks, computes, stack_of, why_not_whole
+from tunesmith.speed.blocks import (
+    Block,
+    Held,
+    apply_to_blocks,
+    computes,
+    in_types_of,
+    of_each,
+    places_for,
+    room_for,
+    stack_of,
+    why_not_whole,
+)
 from tunesmith.speed.facts import Facts
-from tunesmith.speed.instances import compute_dtype
 from tunesmith.speed.kernels import draw_seed
 from tunesmith.speed.stacks import Stack
-from tunesmith.speed.varlen import UNBOUNDED, attend, attend_backward
+from tunesmith.speed.varlen import UNBOUNDED
 
 
 def why_not(facts: Facts) -> str | None:
@@ -106,11 +119,14 @@ class _Block(Block):
         """Where the block is given the tokens that are read of it, and keys and values are those of others."""
         self.reader = self.keys or self.queries
         """What reads the output of the block before it."""
-        self.attended = _Sum(stack_of(stacks, parts.attended[0]), *parts.attended[1:])
-        self.up, self.activation = stack_of(stacks, parts.up), gelu_name(str(gelu_kind(parts.activation)))
-        self.down = _Sum(stack_of(stacks, parts.down[0]), *parts.down[1:])
+        (attended, *self.middle), (down, *self.last) = parts.attended, parts.down
+        self.attended, self.up, self.down = stack_of(stacks, attended), stack_of(stacks, parts.up), stack_of(stacks, down)
+        activation = gelu_name(str(gelu_kind(parts.activation)))
+        self.activation = kernel_address(f"{activation}_bf16"), kernel_address(f"backward_{activation}_bf16")
         of_keys = [] if self.keys is None else self.keys.parameters
-        super().__init__(block, [self.queries.parameters, of_keys, self.attended.parameters, self.up.parameters, self.down.parameters])
+        of_norms = [parameter for _, norm in (self.middle, self.last) for parameter in (norm.weight, norm.bias)]
+        stacks_of_rest = (self.attended, self.up, self.down)
+        super().__init__(block, [self.queries.parameters, of_keys, *(stack.parameters for stack in stacks_of_rest), of_norms])
 
     def forward(self, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> Any:
         """In the place of the module's."""
@@ -123,120 +139,83 @@ class _Block(Block):
         self.hand_on(output, rounded)
         return output
 
-    def shape(self) -> Shape:
-        """Of attention in the pass under way."""
-        layout = self.layout
-        assert layout.boundaries is not None
-        read = layout.boundaries if layout.source is None else layout.source.boundaries
-        assert read is not None
-        p = self.attention.dropout.p if self.attention.training else 0.0
-        return Shape(layout.boundaries, read, UNBOUNDED, UNBOUNDED, self.attention.scaling, p, draw_seed() if p else 0)
+    def fill(self, held: Held) -> EncoderPass:
+        """A pass with all that is the block's, drawing what its modules would, in their order."""
+        attention = self.attention
+        p = attention.dropout.p if attention.training else 0.0
+        heads = self.queries.out_sizes[0] // self.head_dim
+        return EncoderPass(
+            queries=held.linear(self.queries),
+            keys=Linear() if self.keys is None else held.linear(self.keys),
+            attention=held.attention(self.layout, heads, heads, self.head_dim, UNBOUNDED, UNBOUNDED, attention.scaling, p),
+            attended=held.linear(self.attended),
+            middle=_norm(held, *self.middle),
+            up=held.linear(self.up),
+            down=held.linear(self.down),
+            last=_norm(held, *self.last),
+            activate=self.activation[0],
+            activate_backward=self.activation[1],
+        )
 
 
-class _Sum:
-    """norm(residual + dropout(linear(x)))."""
-
-    def __init__(self, stack: Stack, dropout: Any, norm: Any) -> None:
-        self.stack, self.dropout, self.norm = stack, dropout, norm
-        self.parameters = [*stack.parameters, norm.weight, norm.bias]
-
-    def forward(self, x: torch.Tensor, residual: torch.Tensor, tape: Tape, reader: Stack | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The result in the residual's type, and in that of x, which is in the room of the stack that reads it, if there is one."""
-        outputs = tape.multiply(self.stack, x)
-        p = self.dropout.p if self.dropout is not None and self.dropout.training else 0.0
-        draw = p, draw_seed() if p else 0
-        room = rounded = None
-        if residual.dtype != x.dtype and reader is not None:
-            room = reader.room(len(residual), x.dtype)
-            rounded = reader.input(room)
-        result, *normed = normalise(outputs, residual, self.norm.weight, self.norm.bias, self.norm.eps, *draw, rounded)
-        tape.tensors += normed
-        tape.drawn.append((outputs.dtype, *draw))
-        return result, result if room is None else room
-
-    def backward(
-        self, grad: torch.Tensor, more: torch.Tensor | None, tape: Tape, needs_x: bool, wanted: Sequence[bool]
-    ) -> tuple[torch.Tensor, Any, list[torch.Tensor | None]]:
-        """The gradients of residual, x and parameters, from that of the result, which may have two parts."""
-        total, mean, rstd = tape.take(3)
-        x_dtype, p, seed = tape.drawn.pop()
-        room = self.stack.grad_room(len(total), x_dtype)
-        of_residual, *of_norm = normalise_backward(grad, total, self.norm.weight, mean, rstd, self.stack.output(room), p, seed, more)
-        found = tape.differentiate(self.stack, room, needs_x, wanted[:-2])
-        return of_residual, found.of_input if needs_x else None, [*found.of_parameters(), *of_norm]
+def _norm(held: Held, dropout: Any, norm: Any) -> LayerNorm:
+    p = dropout.p if dropout is not None and dropout.training else 0.0
+    return LayerNorm(held.address(norm.weight), held.address(norm.bias), norm.eps, p, draw_seed() if p else 0)
 
 
 class _Computed(torch.autograd.Function):
     """A block's output, [1, tokens, hidden], from the hidden states of its tokens, and of those that they read where these are others.
 
-    `x` is what is read, in the type of products, if it is known; the output is also given in that type.
+    `x` is what is read, in its room, if it is known; the output is also given in that of the next block.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, given: torch.Tensor | None, x: torch.Tensor | None, block: _Block, *parameters: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        dtype, width, tape = compute_dtype(hidden), hidden.shape[2], Tape([], [])
-        with torch.autocast("cpu", enabled=False):
-            residual = hidden.reshape(-1, width)
-            x = (hidden if given is None else given).reshape(-1, width).to(dtype) if x is None else x
-            parts = block.queries.split(tape.multiply(block.queries, x if given is None else residual.to(dtype)))
-            if block.keys is not None:
-                parts += block.keys.split(tape.multiply(block.keys, x))
-            q, k, v = (part.view(len(part), -1, block.head_dim) for part in parts)
-            shape = block.shape()
-            room = block.attended.stack.room(len(q), dtype)
-            out, row_sums, plan = attend(q, k, v, shape, block.attended.stack.input(room).view(q.shape))
-            tape.tensors += [q, k, v, out, row_sums]
-            tape.drawn.append((plan, shape))
-            middle, middle_x = block.attended.forward(room, residual, tape, block.up)
-            up = tape.multiply(block.up, middle_x)
-            tape.tensors.append(up)
-            room = block.down.stack.room(len(up), dtype)
-            activate(up, block.activation, block.down.stack.input(room))
-            output, output_x = block.down.forward(room, middle, tape, None if block.following is None else block.following.reader)
-        ctx.save_for_backward(*tape.tensors)
-        ctx.drawn, ctx.block = tape.drawn, block
-        if output_x is output:
-            return output.view(hidden.shape), None
-        ctx.mark_non_differentiable(output_x)
-        return output.view(hidden.shape), output_x
+        held, reader = Held(), None if block.following is None else block.following.reader
+        of_pass, hidden, (_, rows, width) = block.fill(held), hidden.contiguous(), hidden.shape
+        if x is None:
+            read = hidden if given is None else given
+            x = block.reader.placed(read.reshape(-1, width).to(torch.bfloat16))
+        output, output_x = torch.empty(1, rows, width), None if reader is None else reader.room(rows, torch.bfloat16)
+        of_pass.rows, of_pass.num_given = rows, len(x)
+        of_pass.hidden, of_pass.x, of_pass.output = map(address, (hidden, x, output))
+        if output_x is not None:
+            of_pass.output_x, of_pass.output_x_stride = address(output_x), output_x.shape[1]
+            ctx.mark_non_differentiable(output_x)
+        kept, wanted, ctx.wanted = room_for("encoder_block_sizes", of_pass)
+        temporary = torch.empty(wanted, dtype=torch.uint8)
+        of_pass.kept, of_pass.temporary = address(kept), address(temporary)
+        call("encoder_block_forward", of_pass)
+        ctx.save_for_backward(kept, x)
+        ctx.held, ctx.of_pass, ctx.block = held, of_pass, block
+        return output, output_x
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-        block, tape, width = ctx.block, Tape(list(ctx.saved_tensors), list(ctx.drawn)), grad.shape[2]
+        (kept, x), block, of_pass = ctx.saved_tensors, ctx.block, EncoderPass.from_buffer_copy(ctx.of_pass)
         needs_hidden, needs_given, _, _, *flags = ctx.needs_input_grad
-        queries, keys, attended, up, down = (flags[part] for part in block.places)
-        of_middle, of_inner, of_down = block.down.backward(grad.reshape(-1, width), None, tape, True, down)
-        (inner,) = tape.take(1)
-        room = block.up.grad_room(len(inner), inner.dtype)
-        activate_backward(inner, of_inner, block.activation, block.up.output(room))
-        found = tape.differentiate(block.up, room, True, up)
-        more, of_up = found.of_input, found.of_parameters()
-        needs_projections = needs_hidden or needs_given or any(queries) or any(keys)
-        of_hidden, of_out, of_attended = block.attended.backward(of_middle, more, tape, needs_projections, attended)
-        of_given: torch.Tensor | None = None
-        of_queries: Sequence[torch.Tensor | None] = [None] * len(queries)
-        of_keys: Sequence[torch.Tensor | None] = [None] * len(keys)
-        if needs_projections:
-            *inputs, row_sums = tape.take(5)
-            plan, shape = tape.drawn.pop()
-            stacks = [block.queries] if block.keys is None else [block.queries, block.keys]
-            rooms = [stack.grad_room(len(read), inner.dtype) for stack, read in zip(stacks, inputs, strict=False)]
-            parts = [part for stack, room in zip(stacks, rooms, strict=True) for part in stack.split(stack.output(room))]
-            places = [part.view(len(part), -1, block.head_dim) for part in parts]
-            attend_backward(inputs, of_out.view(inputs[3].shape), row_sums, plan, shape, places)
-            if block.keys is not None:
-                found = tape.differentiate(block.keys, rooms[1], needs_given, keys)
-                of_given, of_keys = found.of_input if needs_given else None, found.of_parameters()
-            found = tape.differentiate(block.queries, rooms[0], needs_hidden, queries)
-            of_queries = found.of_parameters()
-            if needs_hidden:
-                of_hidden += found.of_input
+        *of_stacks, of_norms = (flags[part] for part in block.places)
+        grad, temporary = grad.contiguous(), torch.empty(ctx.wanted, dtype=torch.uint8)
+        of_hidden = torch.empty(grad.shape)
+        of_given = torch.empty(len(x), grad.shape[2], dtype=torch.bfloat16) if needs_given else None
+        of_pass.kept, of_pass.temporary, of_pass.x = map(address, (kept, temporary, x))
+        of_pass.grad, of_pass.of_hidden, of_pass.of_given = map(address, (grad, of_hidden, of_given))
+        of_pass.needs_hidden = needs_hidden
+        of_pass.needs_projections = needs_hidden or needs_given or any(of_stacks[0]) or any(of_stacks[1])
+        stacks = block.queries, block.keys, block.attended, block.up, block.down
+        linears = of_pass.queries, of_pass.keys, of_pass.attended, of_pass.up, of_pass.down
+        found = list(map(places_for, stacks, linears, of_stacks))
+        norms = [torch.empty(grad.shape[2]) if wanted else None for wanted in of_norms]
+        of_pass.middle.of_weight, of_pass.middle.of_bias, of_pass.last.of_weight, of_pass.last.of_bias = map(address, norms)
+        call("encoder_block_backward", of_pass)
         if of_given is not None:
-            of_given = of_given.reshape(1, -1, width).to(grad.dtype)
-        return of_hidden.view(grad.shape), of_given, None, None, *of_queries, *of_keys, *of_attended, *of_up, *of_down
+            of_given = of_given[None].to(grad.dtype)
+        of_parameters = chain.from_iterable(map(of_each, stacks, found, of_stacks))
+        of_norms = in_types_of(block.parameters[block.places[-1]], norms)
+        return of_hidden if needs_hidden else None, of_given, None, None, *of_parameters, *of_norms
 
 
 ENCODER_BLOCKS = Acceleration(

@@ -60,6 +60,7 @@ class Layout:
     """What the last block would have been given, [1, tokens, hidden], where it is given fewer tokens."""
     whole: list[torch.Tensor] = field(default_factory=list)
     """Keys and values [1, tokens, width] of the text that is attended to, where a block is given fewer tokens than that has."""
+    _longest_first: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def begin(self, inputs: dict[str, Any]) -> bool:
         """Reads the layout of a batch; whether its tokens can lie end to end."""
@@ -90,6 +91,18 @@ class Layout:
         self.boundaries = torch.cat([ends.new_zeros(1), ends]).int()
         self.index, self.shape = index, (mask.shape[0], mask.shape[1])
         return True
+
+    def attended(self, causal: bool) -> Layout:
+        """The tokens that those of each row attend to: their own, or those of a text."""
+        return self if self.source is None or causal else self.source
+
+    def longest_first(self) -> torch.Tensor:
+        """The rows that have tokens, int32, in the order in which attention had best compute them: threads then finish together."""
+        assert self.boundaries is not None
+        if self._longest_first is None or self._longest_first[0] is not self.boundaries:
+            lengths = self.boundaries.diff()
+            self._longest_first = self.boundaries, lengths.argsort(descending=True)[: int((lengths > 0).sum())].int()
+        return self._longest_first[1]
 
     def pack(self, value: Any) -> Any:
         """The same with every tensor [rows or 1, tokens, ...] laid end to end."""
@@ -141,7 +154,7 @@ def attend(
             whole.view(1, -1, *states.shape[1::2]).transpose(1, 2) for whole, states in zip(layout.whole, (key, value), strict=True)
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    read = layout if layout.source is None or causal else layout.source
+    read = layout.attended(causal)
     assert layout.boundaries is not None
     assert read.boundaries is not None
     # What attention is told is one more than what the mask of an encoder is made of.

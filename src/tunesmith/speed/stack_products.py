@@ -11,6 +11,8 @@ import torch
 from tunesmith.native.library import call
 from tunesmith.native.matmul import product
 from tunesmith.native.products import has_products
+from tunesmith.native.structs import Linear
+from tunesmith.native.tensors import address
 from tunesmith.speed.kernels import seeded_dropout
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 Seeds = Sequence[int | None] | None
 """For each layer, where its adapter drops elements of its input; None when none does."""
+Draws = tuple[torch.Tensor | None, torch.Tensor | None]
+"""The same as kernels read it: probabilities and seeds, [layers] each."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,8 @@ class Products(Protocol):
     def differentiate(self, grad_room: torch.Tensor, seeds: Seeds, needs_input: bool) -> torch.Tensor | None:
         """The gradient of x, [tokens, in], if it is needed, from g in its room, where g B is written beside it."""
 
-    def of_parameters(self, room: torch.Tensor | None, grad_room: torch.Tensor, seeds: Seeds, needs: Set[str]) -> Gradients:
-        """Those of the parameters that are needed (by their names in a layer), from the rooms as the other two leave them; that of x is not
-        read for biases alone."""
+    def of_parameters(self, room: torch.Tensor, grad_room: torch.Tensor, seeds: Seeds, needs: Set[str]) -> Gradients:
+        """Those of the parameters that are needed, by their names in a layer, from the rooms as the other two leave them."""
 
 
 def products_of(stack: Stack, weight: torch.Tensor, bias: torch.Tensor | None) -> Products:
@@ -101,15 +104,13 @@ class ByTorch:
             of_input += _drop(layer, product(inner[:, between].contiguous(), self.below[between]), seed)
         return of_input
 
-    def of_parameters(self, room: torch.Tensor | None, grad_room: torch.Tensor, seeds: Seeds, needs: Set[str]) -> Gradients:
+    def of_parameters(self, room: torch.Tensor, grad_room: torch.Tensor, seeds: Seeds, needs: Set[str]) -> Gradients:
         """See Products."""
-        stack, grad = self.stack, self.stack.output(grad_room)
-        of_bias = grad.sum(0) if "bias" in needs else None
-        if room is None or needs <= {"bias"}:
-            return Gradients(None, of_bias, None, [])
-        flat = stack.input(room)
+        stack = self.stack
+        flat, grad = stack.input(room), stack.output(grad_room)
         of_weight = product(grad.t(), flat, out_dtype=stack.weight_dtype) if "weight" in needs else None
-        if needs <= {"weight", "bias"}:
+        of_bias = grad.sum(0) if "bias" in needs else None
+        if not needs & {"lora_a", "lora_b"}:
             return Gradients(of_weight, of_bias, None, [])
         inner, inner_grad = room[:, stack.in_features :], grad_room[:, stack.out_features :]
         of_a, of_b = [], []
@@ -120,69 +121,77 @@ class ByTorch:
 
 
 class ByKernels:
-    """By those of stacks.cpp."""
+    """By those of stacks.cpp, which read a struct: it holds where the matrices lie, so that they have to be kept."""
 
     def __init__(self, stack: Stack, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.stack = stack
+        self.stack, self.weight, self.bias = stack, weight, bias
         assert weight.is_contiguous()
         assert weight.shape == (stack.out_features + stack.between, stack.in_features + stack.between), weight.shape
         assert bias is None or (bias.shape, bias.dtype, bias.is_contiguous()) == ((stack.out_features,), weight.dtype, True)
-        places = [number for _, parts in stack.placed_layers for part in parts for number in (part.start, part.stop - part.start)]
-        sizes = stack.in_features, stack.out_features, stack.between, len(stack.layers)
-        self.described = torch.tensor([weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *sizes, *places])
-        """The struct that the kernels read."""
-        self.scaling = torch.tensor([layer.scaling for layer in stack.layers], dtype=torch.float64)
         self.scales = stack.scales.flatten()
+        places = [number for _, parts in stack.placed_layers for part in parts for number in (part.start, part.stop - part.start)]
+        pointers = [address(tensor) or 0 for tensor in (weight, bias, self.scales)]
+        self.struct = torch.tensor([*pointers, stack.in_features, stack.out_features, stack.between, len(stack.layers), *places])
+        self.scaling = torch.tensor([layer.scaling for layer in stack.layers], dtype=torch.float64)
         self.b_sizes = [size * rank for size, rank in zip(stack.out_sizes, stack.ranks, strict=True)]
 
     def place_adapters(self) -> None:
         """See Products."""
         adapters = [adapter for layer in self.stack.layers for adapter in (layer.lora_a, layer.lora_b)]
         kept = [None if adapter is None else adapter.detach().float().contiguous() for adapter in adapters]
-        pointers = torch.tensor([0 if adapter is None else adapter.data_ptr() for adapter in kept])
-        call("stack_place_adapters", self.described, pointers, self.scaling)
+        call("stack_place_adapters", self.struct, torch.tensor([address(adapter) or 0 for adapter in kept]), self.scaling)
 
     def multiply(self, room: torch.Tensor, seeds: Seeds) -> torch.Tensor:
         """See Products."""
         _check(room, self.stack.in_features + self.stack.between)
-        outputs = torch.empty(len(room), self.stack.out_features, dtype=torch.bfloat16)
-        call("stack_multiply", self.described, room, len(room), outputs, *self._draws(seeds))
+        outputs, draws = torch.empty(len(room), self.stack.out_features, dtype=torch.bfloat16), self.draws(seeds)
+        call("stack_multiply", self.linear(draws), room, len(room), outputs)
         return outputs
 
     def differentiate(self, grad_room: torch.Tensor, seeds: Seeds, needs_input: bool) -> torch.Tensor | None:
         """See Products."""
         _check(grad_room, self.stack.out_features + self.stack.between)
         of_input = torch.empty(len(grad_room), self.stack.in_features, dtype=torch.bfloat16) if needs_input else None
+        draws = self.draws(seeds)
         if needs_input or self.stack.between:
-            call("stack_differentiate", self.described, grad_room, len(grad_room), of_input, *self._draws(seeds))
+            call("stack_differentiate", self.linear(draws), grad_room, len(grad_room), of_input)
         return of_input
 
-    def of_parameters(self, room: torch.Tensor | None, grad_room: torch.Tensor, seeds: Seeds, needs: Set[str]) -> Gradients:
+    def of_parameters(self, room: torch.Tensor, grad_room: torch.Tensor, seeds: Seeds, needs: Set[str]) -> Gradients:
         """See Products."""
-        stack, needs_adapters = self.stack, not needs <= {"weight", "bias"}
-        _check(grad_room, stack.out_features + stack.between)
-        if room is None:
-            assert needs <= {"bias"}, needs
-        else:
-            _check(room, stack.in_features + stack.between)
-            assert len(room) == len(grad_room)
-        of_weight = torch.empty(stack.out_features, stack.in_features, dtype=stack.weight_dtype) if "weight" in needs else None
-        of_bias = torch.empty(stack.out_features) if "bias" in needs else None
-        of_a = torch.empty(len(self.scales), stack.in_features) if needs_adapters else None
-        of_b = torch.empty(sum(self.b_sizes)) if needs_adapters else None
-        is_bf16 = stack.weight_dtype == torch.bfloat16
-        places = of_weight, is_bf16, of_bias, of_a, of_b, self.scales
-        call("stack_of_parameters", self.described, room, grad_room, len(grad_room), *places, *self._draws(seeds))
-        if of_b is None:
-            return Gradients(of_weight, of_bias, of_a, [])
-        each = of_b.split_with_sizes(self.b_sizes)
-        return Gradients(of_weight, of_bias, of_a, [part.view(size, -1) for part, size in zip(each, stack.out_sizes, strict=True)])
+        _check(room, self.stack.in_features + self.stack.between)
+        _check(grad_room, self.stack.out_features + self.stack.between)
+        assert len(room) == len(grad_room)
+        draws = self.draws(seeds)
+        linear = self.linear(draws)
+        found = self.gradients(linear, needs)
+        call("stack_of_parameters", linear, room, grad_room, len(grad_room))
+        return found
 
-    def _draws(self, seeds: Seeds) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def linear(self, draws: Draws) -> Linear:
+        """The stack in a pass whose dropout draws these."""
+        p, seeds = draws
+        return Linear(stack=self.struct.data_ptr(), p=address(p), seeds=address(seeds))
+
+    def draws(self, seeds: Seeds) -> Draws:
+        """What kernels read of the seeds."""
         if seeds is None:
             return None, None
         drops = [0.0 if seed is None else layer.dropout.p for layer, seed in zip(self.stack.layers, seeds, strict=True)]  # type: ignore[union-attr]
         return torch.tensor(drops, dtype=torch.float64), torch.tensor([seed or 0 for seed in seeds])
+
+    def gradients(self, linear: Linear, needs: Set[str]) -> Gradients:
+        """Places for those that are needed, which the pass is told of."""
+        stack = self.stack
+        weight = torch.empty(stack.out_features, stack.in_features, dtype=stack.weight_dtype) if "weight" in needs else None
+        bias = torch.empty(stack.out_features) if "bias" in needs else None
+        lora_a = lora_b = None
+        if needs & {"lora_a", "lora_b"}:
+            lora_a, lora_b = torch.empty(len(self.scales), stack.in_features), torch.empty(sum(self.b_sizes))
+        linear.of_weight, linear.weight_is_bf16 = address(weight), stack.weight_dtype == torch.bfloat16
+        linear.of_bias, linear.of_a, linear.of_b = address(bias), address(lora_a), address(lora_b)
+        parts = [] if lora_b is None else lora_b.split_with_sizes(self.b_sizes)
+        return Gradients(weight, bias, lora_a, [part.view(size, -1) for part, size in zip(parts, stack.out_sizes, strict=False)])
 
 
 def _check(room: torch.Tensor, width: int) -> None:

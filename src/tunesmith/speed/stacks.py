@@ -109,6 +109,22 @@ class Stack:
         drops = [layer.dropout is not None and layer.dropout.training for layer in self.layers]
         return [draw_seed() if drop else None for drop in drops] if any(drops) else None
 
+    def kinds_of(self, wanted: Sequence[bool]) -> set[str]:
+        """What those of the parameters are called in their layers."""
+        return {kind for (kind, _), is_wanted in zip(self.kinds, wanted, strict=True) if is_wanted}
+
+    def of_each(self, found: Gradients, wanted: Sequence[bool]) -> list[torch.Tensor | None]:
+        """The gradients of those parameters that are wanted, in the order of all; None for the others."""
+        of_each: list[torch.Tensor | None] = []
+        for parameter, (kind, number), is_wanted in zip(self.parameters, self.kinds, wanted, strict=True):
+            if is_wanted and kind == "lora_b":
+                of_each.append(found.lora_b[number].to(parameter.dtype))
+            elif is_wanted:
+                of_each.append(getattr(found, kind)[self.places[number][kind == "lora_a"]].to(parameter.dtype))
+            else:
+                of_each.append(None)
+        return of_each
+
     def products(self, dtype: torch.dtype) -> Products:
         """Who computes it in a type, from matrices that hold what the parameters are now."""
         matrices, is_kept = (self.weight(dtype), self.bias(dtype)), dtype == self.dtype
@@ -214,7 +230,7 @@ class _Stacked(torch.autograd.Function):
         dtype, seeds = compute_dtype(hidden), stack.seeds()
         with torch.autocast(hidden.device.type, enabled=False):
             room = stack.placed(hidden.reshape(-1, stack.in_features).to(dtype))
-            outputs = multiply(stack, room, seeds)
+            outputs = stack.products(dtype).multiply(room, seeds)
         ctx.save_for_backward(room)
         ctx.stack, ctx.seeds, ctx.shape, ctx.hidden_dtype = stack, seeds, hidden.shape[:-1], hidden.dtype
         return tuple(part.view(*hidden.shape[:-1], -1) for part in stack.split(outputs))
@@ -224,65 +240,14 @@ class _Stacked(torch.autograd.Function):
         (room,), stack = ctx.saved_tensors, ctx.stack
         parts = [None if grad is None else grad.reshape(-1, size) for grad, size in zip(grads, stack.out_sizes, strict=True)]
         needs_hidden, _, *wanted = ctx.needs_input_grad
-        found = Differential(stack, stack.placed_grads(parts, len(room), room.dtype), room, ctx.seeds, needs_hidden, wanted)
-        grad_hidden = found.of_input.reshape(*ctx.shape, stack.in_features).to(ctx.hidden_dtype) if needs_hidden else None
-        return grad_hidden, None, *found.of_parameters()
-
-
-def multiply(stack: Stack, room: torch.Tensor, seeds: Seeds) -> torch.Tensor:
-    """y = [x, z] [W, B]' + bias, [tokens, out], of x as `placed` gives it; z = x s A' is written into the room beside it."""
-    return stack.products(room.dtype).multiply(room, seeds)
-
-
-class Differential:
-    """The gradients of a stack: of its input at once, of its parameters when they are asked for.
-
-    They are made from that of y, in its room, and the room that `multiply` was given. Where this was not kept, `again` has to be filled
-    before parameters are asked for.
-    """
-
-    def __init__(
-        self,
-        stack: Stack,
-        grad_room: torch.Tensor,
-        room: torch.Tensor | None,
-        seeds: Seeds,
-        needs_input: bool,
-        needs_parameters: Sequence[bool],
-    ) -> None:
-        self.stack, self.grad_room, self.room, self.seeds, self.wanted = stack, grad_room, room, seeds, needs_parameters
-        self.needs = {kind for (kind, _), wanted in zip(stack.kinds, needs_parameters, strict=True) if wanted}
-        self._of_input = stack.products(grad_room.dtype).differentiate(grad_room, seeds, needs_input)
-
-    @property
-    def of_input(self) -> torch.Tensor:
-        """[tokens, in], where it is needed."""
-        assert self._of_input is not None
-        return self._of_input
-
-    def again(self) -> torch.Tensor | None:
-        """Where the input is to be written once more: over its gradient, when that has been read. None where it was kept, or nobody wants
-        it."""
-        if self.room is not None or "weight" not in self.needs:
-            return None
-        self.room = self.of_input
-        return self.room
-
-    def of_parameters(self) -> list[torch.Tensor | None]:
-        """In their order; products are in the type of the gradient of y, as under autocast."""
-        stack = self.stack
-        if not self.needs:
-            return [None] * len(stack.parameters)
-        found = stack.products(self.grad_room.dtype).of_parameters(self.room, self.grad_room, self.seeds, self.needs)
-        pairs = zip(stack.kinds, stack.parameters, self.wanted, strict=True)
-        return [_of_layer(found, stack, *kind).to(one.dtype) if wanted else None for kind, one, wanted in pairs]
-
-
-def _of_layer(found: Gradients, stack: Stack, kind: str, number: int) -> torch.Tensor:
-    if kind == "lora_b":
-        return found.lora_b[number]
-    whole, place = getattr(found, kind), stack.places[number][kind == "lora_a"]
-    return whole[place]  # type: ignore[no-any-return]
+        products, grad_room = stack.products(room.dtype), stack.placed_grads(parts, len(room), room.dtype)
+        of_input = products.differentiate(grad_room, ctx.seeds, needs_hidden)
+        if of_input is not None:
+            of_input = of_input.reshape(*ctx.shape, stack.in_features).to(ctx.hidden_dtype)
+        if not any(wanted):
+            return of_input, None, *(None for _ in wanted)
+        found = products.of_parameters(room, grad_room, ctx.seeds, stack.kinds_of(wanted))
+        return of_input, None, *stack.of_each(found, wanted)
 
 
 def _matrix_of(parts: Sequence[torch.Tensor | None], width: int, dtype: torch.dtype) -> torch.Tensor | None:

@@ -73,7 +73,16 @@ def varlen_attention(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, shape: Shape) -> torch.Tensor:
-        out, row_sums, plan = attend(q, k, v, shape)
+        own = tuple(shape.boundaries.tolist())
+        other = own if shape.key_boundaries is shape.boundaries else tuple(shape.key_boundaries.tolist())
+        plan = _plan(own, other, q.shape[2], q.dtype, library() is not None, shape.dropout > 0 or shape.bias is not None)
+        out, row_sums = torch.empty(q.shape, dtype=q.dtype), torch.empty(*q.shape[:2], 2)
+        if len(plan.native):
+            native.forward(q, k, v, out, row_sums, shape, plan.native)
+        if plan.padded:
+            with torch.autocast("cpu", enabled=False):
+                for group in _groups(plan, q, k, shape):
+                    group.forward(q, k, v, out)
         ctx.save_for_backward(q, k, v, out, row_sums)
         ctx.plan, ctx.shape = plan, shape
         return out
@@ -81,58 +90,21 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        *inputs, row_sums = ctx.saved_tensors
-        grads, grad_bias = attend_backward(inputs, grad, row_sums, ctx.plan, ctx.shape)
-        return *grads, grad_bias, None
-
-
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape, out: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, Plan]:
-    """`varlen_attention` without a graph, in `out` if given, whose tokens may lie apart, and what its gradient wants: numbers for each
-    token and head, and who computed which sequence."""
-    own = tuple(shape.boundaries.tolist())
-    other = own if shape.key_boundaries is shape.boundaries else tuple(shape.key_boundaries.tolist())
-    plan = _plan(own, other, q.shape[2], q.dtype, library() is not None, shape.dropout > 0 or shape.bias is not None)
-    out = torch.empty(q.shape, dtype=q.dtype) if out is None else out
-    assert (out.shape, out.dtype) == (q.shape, q.dtype), (out.shape, out.dtype)
-    row_sums = torch.empty(*q.shape[:2], 2)
-    if len(plan.native):
-        native.forward(q, k, v, out, row_sums, shape, plan.native)
-    if plan.padded:
-        with torch.autocast("cpu", enabled=False):
-            for group in _groups(plan, q, k, shape):
-                group.forward(q, k, v, out)
-    return out, row_sums, plan
-
-
-def attend_backward(
-    inputs: list[torch.Tensor],
-    grad: torch.Tensor,
-    row_sums: torch.Tensor,
-    plan: Plan,
-    shape: Shape,
-    grads: list[torch.Tensor] | None = None,
-) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """The gradients of q, k, v, and of the bias, from `inputs` (q, k, v, out) and that of out.
-
-    The first are in `grads`, if given, whose tokens may lie apart, else columns of one matrix where they are as long.
-    """
-    q, k, v, out = inputs
-    grad = grad if grad.stride(2) == 1 else grad.contiguous()
-    if grads is None:
+        (*inputs, row_sums), plan, shape = ctx.saved_tensors, ctx.plan, ctx.shape
+        q, k, v, _ = inputs
+        grad = grad if grad.stride(2) == 1 else grad.contiguous()
         within = shape.boundaries is shape.key_boundaries
         grads = _side_by_side(q, k, v) if within else [torch.empty_like(q), *_side_by_side(k, v)]
-    grad_bias = None if shape.bias is None else torch.zeros_like(shape.bias)
-    if len(plan.native):
-        found = native.backward([q, k, v, out], grad, row_sums, shape, plan.native, grads)
-        if grad_bias is not None and found is not None:
-            grad_bias += found
-    if plan.padded:
-        with torch.autocast("cpu", enabled=False):
-            for group in _groups(plan, q, k, shape, grad_bias):
-                group.backward([q, k, v, out], grad, grads)
-    return grads, grad_bias
+        grad_bias = None if shape.bias is None else torch.zeros_like(shape.bias)
+        if len(plan.native):
+            found = native.backward(inputs, grad, row_sums, shape, plan.native, grads)
+            if grad_bias is not None and found is not None:
+                grad_bias += found
+        if plan.padded:
+            with torch.autocast("cpu", enabled=False):
+                for group in _groups(plan, q, k, shape, grad_bias):
+                    group.backward(inputs, grad, grads)
+        return *grads, grad_bias, None
 
 
 def _side_by_side(*tensors: torch.Tensor) -> list[torch.Tensor]:

@@ -11,11 +11,14 @@ import transformers
 
 import tiny_models
 from graphs import node_names
-from tunesmith.native.library import library
+from tunesmith.native.products import has_products
 from tunesmith.speed.choose import accelerated, choose
 from tunesmith.speed.facts import Facts
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no compiled kernels")
+pytestmark = [
+    pytest.mark.skipif(not has_products(), reason="there is no kernel for this processor"),
+    pytest.mark.usefixtures("attention_by_kernel"),
+]
 
 NAMES = ["end_to_end", "last_block", "linear", "dropout", "norm", "activation"]
 LENGTHS = (9, 4, 1)

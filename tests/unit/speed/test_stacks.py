@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tunesmith.speed import stacks
-from tunesmith.speed.stacks import Differential, Layer, Stack, multiply
+from tunesmith.speed.stacks import Layer, Stack
 
 
 def layers(ranks: list[int], scaling: list[float]) -> list[Layer]:
@@ -40,13 +40,15 @@ def test_outputs_and_gradients(ranks: list[int], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(stacks.torch, "empty", lambda *sizes, **named: torch.full(sizes, torch.nan, **named))
     with torch.no_grad():
         room = stack.placed(x.detach())
-        outputs = multiply(stack, room, None)
+        products, wants = stack.products(torch.float32), [True] * len(stack.parameters)
+        outputs = products.multiply(room, None)
         room_of_grad = stack.placed_grads(stack.split(grad), len(grad), grad.dtype)
-        found_grads = Differential(stack, room_of_grad, room, None, True, [True] * len(stack.parameters))
+        of_input = products.differentiate(room_of_grad, None, True)
+        of_each = stack.of_each(products.of_parameters(room, room_of_grad, None, stack.kinds_of(wants)), wants)
     assert room.shape[1] == 40 + stack.between
     assert room_of_grad.shape[1] == 48 + stack.between
     assert torch.allclose(outputs, expected, rtol=1e-5, atol=1e-4)
-    for got, want in zip([found_grads.of_input, *found_grads.of_parameters()], wanted, strict=True):
+    for got, want in zip([of_input, *of_each], wanted, strict=True):
         assert got is not None
         assert torch.allclose(got, want, rtol=1e-5, atol=1e-3)
 
@@ -56,10 +58,10 @@ def test_a_scale_that_stands_with_a_follows_what_is_trained() -> None:
     stack = Stack(found, torch.float32)
     x = torch.randn(5, 40)
     with torch.no_grad():
-        multiply(stack, stack.placed(x), None)
+        stack.products(torch.float32).multiply(stack.placed(x), None)
         for layer in found:
             assert layer.lora_a is not None
             assert layer.lora_b is not None
             layer.lora_a.mul_(0.5)
             layer.lora_b.add_(1)
-        assert torch.allclose(multiply(stack, stack.placed(x), None), one_by_one(x, found), rtol=1e-5, atol=1e-4)
+        assert torch.allclose(stack.products(torch.float32).multiply(stack.placed(x), None), one_by_one(x, found), rtol=1e-5, atol=1e-4)
