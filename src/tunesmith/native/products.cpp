@@ -19,6 +19,7 @@ extern "C" int64_t has_products() {
 #if WITH_PRODUCTS
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <sys/mman.h>
 
 namespace {
@@ -365,7 +366,8 @@ void multiply_deep(const Operand &left, const Operand &right, const Output &out)
         }
     };
     if (!out.is_bf16) return add_parts(out);
-    const std::unique_ptr<float[]> sums(new float[out.m * out.n]);
+    const std::unique_ptr<float[]> sums(new (std::nothrow) float[out.m * out.n]);
+    if (!sums) return multiply_whole(left, right, out);
     add_parts({sums.get(), out.m, out.n, out.n, out.bias, false, false});
     parallel_rows(out.m, out.n, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {

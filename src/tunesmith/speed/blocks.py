@@ -91,17 +91,22 @@ class Held:
     """What a pass reads by its address, and its gradient will, besides what autograd keeps."""
 
     tensors: list[torch.Tensor | None] = field(default_factory=list)
+    products: list[ByKernels | None] = field(default_factory=list)
+    """Of each stack in turn."""
 
     def address(self, tensor: torch.Tensor) -> int | None:
         """Of its numbers in fp32, end to end."""
-        self.tensors.append(
-            tensor.detach().float().contiguous() if (tensor.dtype, tensor.is_contiguous()) != (torch.float32, True) else tensor
-        )
+        is_plain = tensor.dtype == torch.float32 and tensor.is_contiguous()
+        self.tensors.append(tensor if is_plain else tensor.detach().float().contiguous())
         return address(self.tensors[-1])
 
-    def linear(self, stack: Stack) -> Linear:
-        """A stack in the pass, with what its dropout draws."""
-        products = by_kernels(stack)
+    def linear(self, stack: Stack | None) -> Linear:
+        """A stack in the pass, with what its dropout draws; nothing of none."""
+        products = None if stack is None else stack.products(torch.bfloat16)
+        assert products is None or isinstance(products, ByKernels)
+        self.products.append(products)
+        if stack is None or products is None:
+            return Linear()
         draws = products.draws(stack.seeds())
         self.tensors += draws
         return products.linear(draws)
@@ -115,21 +120,14 @@ class Held:
         return Attention(*map(address, self.tensors[-3:]), *sizes, scale, p, draw_seed() if p else 0)
 
 
-def by_kernels(stack: Stack) -> ByKernels:
-    """Who computes the stack in bf16."""
-    products = stack.products(torch.bfloat16)
-    assert isinstance(products, ByKernels)
-    return products
-
-
-def places_for(stack: Stack | None, linear: Linear, wanted: Sequence[bool]) -> Gradients | None:
+def places_for(products: ByKernels | None, linear: Linear, wanted: Sequence[bool]) -> Gradients | None:
     """Places for the gradients of a stack's parameters, which its part of a pass is told of; None where none is wanted."""
-    return None if stack is None or not any(wanted) else by_kernels(stack).gradients(linear, stack.kinds_of(wanted))
+    return None if products is None or not any(wanted) else products.gradients(linear, products.stack.kinds_of(wanted))
 
 
-def of_each(stack: Stack | None, found: Gradients | None, wanted: Sequence[bool]) -> list[torch.Tensor | None]:
+def of_each(products: ByKernels | None, found: Gradients | None, wanted: Sequence[bool]) -> list[torch.Tensor | None]:
     """The gradients in these places, for each parameter."""
-    return [None] * len(wanted) if stack is None or found is None else stack.of_each(found, wanted)
+    return [None] * len(wanted) if products is None or found is None else products.stack.of_each(found, wanted)
 
 
 def in_types_of(parameters: Sequence[torch.Tensor], found: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:

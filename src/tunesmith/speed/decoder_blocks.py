@@ -169,13 +169,12 @@ class _Computed(torch.autograd.Function):
         of_hidden = torch.empty(hidden.shape) if of_pass.needs_x else None
         of_pass.kept, of_pass.temporary, of_pass.hidden, of_pass.x, of_pass.rstd = map(address, (kept, temporary, hidden, x, rstd))
         of_pass.cos, of_pass.sin, of_pass.grad, of_pass.of_hidden = map(address, (cos, sin, grad, of_hidden))
-        stacks = block.projections, block.attended, block.gates, block.down
         linears = of_pass.projections, of_pass.attended, of_pass.gates, of_pass.down
-        found = list(map(places_for, stacks, linears, of_stacks))
+        found = list(map(places_for, ctx.held.products, linears, of_stacks))
         norms = [torch.empty(hidden.shape[2]) if wanted else None for wanted in (norm, middle_norm)]
         of_pass.first.of_weight, of_pass.middle.of_weight = map(address, norms)
         call("decoder_block_backward", of_pass)
-        of_parameters = chain.from_iterable(map(of_each, stacks, found, of_stacks))
+        of_parameters = chain.from_iterable(map(of_each, ctx.held.products, found, of_stacks))
         of_norms = in_types_of(block.parameters[block.places[0]], norms)
         return of_hidden if needs_hidden else None, None, None, None, None, None, *of_norms, *of_parameters
 

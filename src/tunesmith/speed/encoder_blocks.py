@@ -18,7 +18,7 @@ from transformers.models.distilbert import modeling_distilbert as distilbert
 
 from tunesmith.native.functions import gelu_name
 from tunesmith.native.library import call
-from tunesmith.native.structs import EncoderPass, LayerNorm, Linear, kernel_address
+from tunesmith.native.structs import EncoderPass, LayerNorm, kernel_address
 from tunesmith.native.tensors import address
 from tunesmith.registry import Acceleration
 from tunesmith.speed.activation import gelu_kind
@@ -146,7 +146,7 @@ class _Block(Block):
         heads = self.queries.out_sizes[0] // self.head_dim
         return EncoderPass(
             queries=held.linear(self.queries),
-            keys=Linear() if self.keys is None else held.linear(self.keys),
+            keys=held.linear(self.keys),
             attention=held.attention(self.layout, heads, heads, self.head_dim, UNBOUNDED, UNBOUNDED, attention.scaling, p),
             attended=held.linear(self.attended),
             middle=_norm(held, *self.middle),
@@ -205,15 +205,14 @@ class _Computed(torch.autograd.Function):
         of_pass.grad, of_pass.of_hidden, of_pass.of_given = map(address, (grad, of_hidden, of_given))
         of_pass.needs_hidden = needs_hidden
         of_pass.needs_projections = needs_hidden or needs_given or any(of_stacks[0]) or any(of_stacks[1])
-        stacks = block.queries, block.keys, block.attended, block.up, block.down
         linears = of_pass.queries, of_pass.keys, of_pass.attended, of_pass.up, of_pass.down
-        found = list(map(places_for, stacks, linears, of_stacks))
+        found = list(map(places_for, ctx.held.products, linears, of_stacks))
         norms = [torch.empty(grad.shape[2]) if wanted else None for wanted in of_norms]
         of_pass.middle.of_weight, of_pass.middle.of_bias, of_pass.last.of_weight, of_pass.last.of_bias = map(address, norms)
         call("encoder_block_backward", of_pass)
         if of_given is not None:
             of_given = of_given[None].to(grad.dtype)
-        of_parameters = chain.from_iterable(map(of_each, stacks, found, of_stacks))
+        of_parameters = chain.from_iterable(map(of_each, ctx.held.products, found, of_stacks))
         of_norms = in_types_of(block.parameters[block.places[-1]], norms)
         return of_hidden if needs_hidden else None, of_given, None, None, *of_parameters, *of_norms
 

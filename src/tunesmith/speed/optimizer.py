@@ -45,6 +45,13 @@ class AdamW(torch.optim.AdamW):
         self.grad_scale = min(max_norm / (norm + 1e-6), 1.0) if math.isfinite(norm) else 1.0
         return torch.tensor(norm)
 
+    def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = self.state[parameter]
+        if not state:
+            zeros = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
+        return state
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step of every parameter that has a gradient."""
@@ -53,24 +60,17 @@ class AdamW(torch.optim.AdamW):
         assert closure is None
         copies = self.copies()
         for group in self.param_groups:
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not trained:
+                continue
+            steps = [self._state_of(parameter)["step"] for parameter in trained]
+            torch._foreach_add_(steps, 1)
             by_step: dict[int, list[tuple[Any, ...]]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    zeros = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-                    state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
-                state["step"] += 1
-                copy = copies.get(parameter)
-                tensors = (
-                    parameter,
-                    parameter.grad.contiguous(),
-                    state["exp_avg"],
-                    state["exp_avg_sq"],
-                    None if copy is None else copy.place,
-                )
-                by_step.setdefault(int(state["step"]), []).append(tensors)
+            for parameter, number in zip(trained, torch.stack(steps).tolist(), strict=True):
+                state, copy = self.state[parameter], copies.get(parameter)
+                place = None if copy is None else copy.place
+                tensors = parameter, parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"], place
+                by_step.setdefault(int(number), []).append(tensors)
             for number, found in by_step.items():
                 adamw_step(
                     *map(list, zip(*found, strict=True)),

@@ -80,6 +80,16 @@ def test_numbers_are_those_of_the_modules(kind: str, make: Any) -> None:
     assert not torch.equal(expected["logits"], _computed(model.eval(), NAMES)["logits"])  # something was dropped
 
 
+@pytest.mark.parametrize("make", [lambda model: model, _adapted], ids=["full", "lora"])
+def test_a_gradient_can_be_had_twice(make: Any) -> None:
+    model = make(_model("llama"))
+    trained = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad and "layers" in name]
+    with accelerated(Facts(model, bf16=True), [*NAMES, "decoder_blocks"]), torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=torch.arange(3, 11)[None], attention_mask=torch.ones(1, 8)).logits.float().square().sum()
+    first, second = (torch.autograd.grad(loss, trained, retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
 def test_a_block_is_one_node() -> None:
     model = _model("llama")
     facts = Facts(model, bf16=True)

@@ -100,6 +100,14 @@ def test_distilbert_rounds_once_less(tmp_path: Path) -> None:
     assert error(found) < 1.25 * error(plain)
 
 
+def test_a_gradient_can_be_had_twice(tmp_path: Path) -> None:
+    model = _model(tmp_path)
+    with accelerated(Facts(model, bf16=True), [*NAMES, "encoder_blocks"]), torch.autocast("cpu", torch.bfloat16):
+        loss = model(**_batch()).logits.float().square().sum()
+    first, second = (torch.autograd.grad(loss, list(model.base_model.encoder.parameters()), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
 def test_a_block_is_one_node(tmp_path: Path) -> None:
     model = _model(tmp_path)
     with accelerated(Facts(model, bf16=True), [*NAMES, "encoder_blocks"]), torch.autocast("cpu", torch.bfloat16):
