@@ -69,12 +69,13 @@ void clear_columns(bf16 *first, int64_t stride, int64_t rows, int64_t columns) {
 
 }  // namespace
 
-// s A and B in their places, from each layer's A [rank, in] and B [out, rank], or null, and s.
-extern "C" void stack_place_adapters(const Stack *stack, const float *const *adapters, const double *scaling) {
+// s A and B in their places, from each layer's A [rank, in] and B [out, rank], or null.
+extern "C" void stack_place_adapters(const Stack *stack, const float *const *adapters) {
     for (const Layer &layer : *stack) {
         const int64_t number = &layer - stack->begin(), in = stack->in, rank = layer.rank, stride = stack->room();
-        const float *a = adapters[2 * number], *b = adapters[2 * number + 1], scale = float(scaling[number]);
+        const float *a = adapters[2 * number], *b = adapters[2 * number + 1];
         if (!a) continue;
+        const float scale = stack->scales[layer.first_rank];
         bf16 *const below = stack->below(layer), *const beside = stack->beside(layer);
         parallel_rows(rank, in, [=](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row)

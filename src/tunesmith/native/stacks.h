@@ -1,4 +1,4 @@
-// Linear layers that read one input, with their adapters, as kernels see them: speed/stacks.py says what is computed.
+// Linear layers that read one input, with their adapters, as kernels see them. What is computed of them, and what a room is, speed/stacks.py says.
 #pragma once
 
 #include "products.h"

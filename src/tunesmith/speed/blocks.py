@@ -1,4 +1,4 @@
-"""What blocks computed as one function each have in common: the linear layers' stacks, who may watch, and what a pass reads."""
+"""What blocks computed by one kernel each have in common: the linear layers' stacks, who may watch, and what a pass reads."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from tunesmith.speed.instances import body_of, compute_dtype, override
 from tunesmith.speed.kernels import draw_seed
 from tunesmith.speed.stack_products import ByKernels, Gradients
 from tunesmith.speed.stacks import STACKS, Stack
+
+CONTAINERS = torch.nn.ModuleDict, torch.nn.ModuleList, torch.nn.ParameterDict, torch.nn.ParameterList
+"""Which nobody calls."""
 
 
 def why_not_whole(facts: Facts, is_known: Callable[[Any], bool]) -> str | None:
@@ -58,7 +61,7 @@ class Block:
 
     def __init__(self, block: Any, groups: Sequence[Sequence[torch.Tensor]]) -> None:
         self.plain, self.layout = block.forward, LAYOUTS[block]
-        inner = [module for module in block.modules() if module is not block]
+        inner = [module for module in block.modules() if module is not block and not isinstance(module, CONTAINERS)]
         self.hooks = [hooks for module in inner for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self.num_hooks = sum(map(len, self.hooks))
         self.adapted = [module for module in inner if hasattr(module, "disable_adapters")]

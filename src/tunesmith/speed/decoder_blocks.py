@@ -1,8 +1,8 @@
-"""Blocks of decoders of Llama's make (SmolLM, Mistral, Qwen2), each one function with one node in the graph.
+"""Blocks of decoders of Llama's make (SmolLM, Mistral, Qwen2), each one kernel forward and one back: one node in the graph.
 
-As with encoder_blocks no module is called. The sum of hidden states and what a sublayer adds is normalised while it is made, straight to
-the type of products, the next block's first norm included; its gradient is added up likewise. Positions turn queries and keys in place.
-What norms and gates make, which the gradients of weights want, is not kept: the pass that reads its gradient makes it again.
+As with encoder_blocks no module is called. The sum of hidden states and what a sublayer adds is normalised by decoder_block.cpp while it is
+made, straight to the type of products, the next block's first norm included; its gradient is added up likewise. Positions turn queries and
+keys in place. What norms and gates make, which the gradients of weights want, is not kept: the pass that reads its gradient makes it again.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class _Computed(torch.autograd.Function):
 
 DECODER_BLOCKS = Acceleration(
     name="decoder_blocks",
-    summary="a block of Llama's make is one function, with nothing between its products",
+    summary="a block of Llama's make is one kernel forward and one back, with nothing between its products",
     why_not=why_not,
     apply=apply,
 )

@@ -1,7 +1,7 @@
-"""Blocks of encoders that normalise sums (BERT, RoBERTa, Electra, DistilBERT), each one function with one node in the graph.
+"""Blocks of encoders that normalise sums (BERT, RoBERTa, Electra, DistilBERT), each one kernel forward and one back: one node in the graph.
 
-What the other accelerations make of a block's parts is done here in a row: no module is called, autograd sees one step instead of some
-twenty, and what is added or rounded is so while it is normalised. The numbers, and what is drawn for dropout, are the same.
+What the other accelerations make of a block's parts encoder_block.cpp does in a row: no module is called, and what is added or rounded is
+so while it is normalised. The numbers, and what is drawn for dropout, are the same.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class _Computed(torch.autograd.Function):
 
 ENCODER_BLOCKS = Acceleration(
     name="encoder_blocks",
-    summary="a block that normalises sums is one function, with nothing between its products",
+    summary="a block that normalises sums is one kernel forward and one back, with nothing between its products",
     why_not=why_not,
     apply=apply,
 )

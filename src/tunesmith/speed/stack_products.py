@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -22,20 +21,8 @@ Seeds = Sequence[int | None] | None
 """For each layer, where its adapter drops elements of its input; None when none does."""
 Draws = tuple[torch.Tensor | None, torch.Tensor | None]
 """The same as kernels read it: probabilities and seeds, [layers] each."""
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Of a stack's parameters; None where they are not wanted."""
-
-    weight: torch.Tensor | None
-    """[out, in], of all layers"""
-    bias: torch.Tensor | None
-    """[out]"""
-    lora_a: torch.Tensor | None
-    """[ranks, in]"""
-    lora_b: list[torch.Tensor]
-    """[out, rank] of each layer, if `lora_a` is there."""
+Gradients = dict[str, Sequence[torch.Tensor]]
+"""Those of parameters that are wanted, by what they are called in a layer, of each layer in turn."""
 
 
 class Products(Protocol):
@@ -106,18 +93,20 @@ class ByTorch:
 
     def of_parameters(self, room: torch.Tensor, grad_room: torch.Tensor, seeds: Seeds, needs: Set[str]) -> Gradients:
         """See Products."""
-        stack = self.stack
+        stack, found = self.stack, Gradients()
         flat, grad = stack.input(room), stack.output(grad_room)
-        of_weight = product(grad.t(), flat, out_dtype=stack.weight_dtype) if "weight" in needs else None
-        of_bias = grad.sum(0) if "bias" in needs else None
-        if not needs & {"lora_a", "lora_b"}:
-            return Gradients(of_weight, of_bias, None, [])
-        inner, inner_grad = room[:, stack.in_features :], grad_room[:, stack.out_features :]
-        of_a, of_b = [], []
-        for (layer, (outputs, between)), seed in zip(stack.placed_layers, seeds or [None] * len(stack.layers), strict=True):
-            of_a.append(product(inner_grad[:, between].t(), _drop(layer, flat, seed), out_dtype=torch.float32))
-            of_b.append(product(grad[:, outputs].t(), inner[:, between], out_dtype=torch.float32))
-        return Gradients(of_weight, of_bias, torch.cat(of_a).mul_(stack.scales), of_b)
+        if "weight" in needs:
+            found["weight"] = product(grad.t(), flat, out_dtype=stack.weight_dtype).split_with_sizes(stack.out_sizes)
+        if "bias" in needs:
+            found["bias"] = grad.sum(0).split_with_sizes(stack.out_sizes)
+        if needs & {"lora_a", "lora_b"}:
+            inner, inner_grad = room[:, stack.in_features :], grad_room[:, stack.out_features :]
+            of_a, of_b = [], []
+            for (layer, (outputs, between)), seed in zip(stack.placed_layers, seeds or [None] * len(stack.layers), strict=True):
+                of_a.append(product(inner_grad[:, between].t(), _drop(layer, flat, seed), out_dtype=torch.float32).mul_(layer.scaling))
+                of_b.append(product(grad[:, outputs].t(), inner[:, between], out_dtype=torch.float32))
+            found |= {"lora_a": of_a, "lora_b": of_b}
+        return found
 
 
 class ByKernels:
@@ -128,18 +117,17 @@ class ByKernels:
         assert weight.is_contiguous()
         assert weight.shape == (stack.out_features + stack.between, stack.in_features + stack.between), weight.shape
         assert bias is None or (bias.shape, bias.dtype, bias.is_contiguous()) == ((stack.out_features,), weight.dtype, True)
-        self.scales = stack.scales.flatten()
+        self.scales = torch.tensor([layer.scaling for layer, rank in zip(stack.layers, stack.ranks, strict=True) for _ in range(rank)])
         places = [number for _, parts in stack.placed_layers for part in parts for number in (part.start, part.stop - part.start)]
         pointers = [address(tensor) or 0 for tensor in (weight, bias, self.scales)]
         self.struct = torch.tensor([*pointers, stack.in_features, stack.out_features, stack.between, len(stack.layers), *places])
-        self.scaling = torch.tensor([layer.scaling for layer in stack.layers], dtype=torch.float64)
         self.b_sizes = [size * rank for size, rank in zip(stack.out_sizes, stack.ranks, strict=True)]
 
     def place_adapters(self) -> None:
         """See Products."""
         adapters = [adapter for layer in self.stack.layers for adapter in (layer.lora_a, layer.lora_b)]
         kept = [None if adapter is None else adapter.detach().float().contiguous() for adapter in adapters]
-        call("stack_place_adapters", self.struct, torch.tensor([address(adapter) or 0 for adapter in kept]), self.scaling)
+        call("stack_place_adapters", self.struct, torch.tensor([address(adapter) or 0 for adapter in kept]))
 
     def multiply(self, room: torch.Tensor, seeds: Seeds) -> torch.Tensor:
         """See Products."""
@@ -182,16 +170,21 @@ class ByKernels:
 
     def gradients(self, linear: Linear, needs: Set[str]) -> Gradients:
         """Places for those that are needed, which the pass is told of."""
-        stack = self.stack
-        weight = torch.empty(stack.out_features, stack.in_features, dtype=stack.weight_dtype) if "weight" in needs else None
-        bias = torch.empty(stack.out_features) if "bias" in needs else None
-        lora_a = lora_b = None
+        stack, found = self.stack, Gradients()
+        if "weight" in needs:
+            dtype = torch.bfloat16 if stack.weight_dtype == torch.bfloat16 else torch.float32
+            weight = torch.empty(stack.out_features, stack.in_features, dtype=dtype)
+            linear.of_weight, linear.weight_is_bf16 = address(weight), dtype == torch.bfloat16
+            found["weight"] = weight.split_with_sizes(stack.out_sizes)
+        if "bias" in needs:
+            bias = torch.empty(stack.out_features)
+            linear.of_bias, found["bias"] = address(bias), bias.split_with_sizes(stack.out_sizes)
         if needs & {"lora_a", "lora_b"}:
             lora_a, lora_b = torch.empty(len(self.scales), stack.in_features), torch.empty(sum(self.b_sizes))
-        linear.of_weight, linear.weight_is_bf16 = address(weight), stack.weight_dtype == torch.bfloat16
-        linear.of_bias, linear.of_a, linear.of_b = address(bias), address(lora_a), address(lora_b)
-        parts = [] if lora_b is None else lora_b.split_with_sizes(self.b_sizes)
-        return Gradients(weight, bias, lora_a, [part.view(size, -1) for part, size in zip(parts, stack.out_sizes, strict=False)])
+            linear.of_a, linear.of_b, found["lora_a"] = address(lora_a), address(lora_b), lora_a.split_with_sizes(stack.ranks)
+            each = zip(lora_b.split_with_sizes(self.b_sizes), stack.out_sizes, stack.ranks, strict=True)
+            found["lora_b"] = [part.view(size, rank) for part, size, rank in each]
+        return found
 
 
 def _check(room: torch.Tensor, width: int) -> None:

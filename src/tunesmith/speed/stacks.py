@@ -79,11 +79,8 @@ class Stack:
         self.ranks = [0 if layer.lora_a is None else layer.lora_a.shape[0] for layer in layers]
         self.between = -(-sum(self.ranks) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
         """Columns of what the adapters' A make of an input, and of zeros: rows of a length that the kernel can read where they lie."""
-        self.places = list(zip(_slices(self.out_sizes), _slices(self.ranks), strict=True))
-        """Of each layer, its columns of the outputs, and of what is between."""
-        self.placed_layers = list(zip(layers, self.places, strict=True))
-        self.scales = torch.tensor([[layer.scaling] for layer, rank in zip(layers, self.ranks, strict=True) for _ in range(rank)])
-        """[ranks, 1]"""
+        self.placed_layers = list(zip(layers, zip(_slices(self.out_sizes), _slices(self.ranks), strict=True), strict=True))
+        """Each with its columns of the outputs, and of what is between."""
         self._made: dict[str, tuple[list[tuple[int, int]], torch.Tensor]] = {}
         """The matrices in `dtype`, the run's; those in another, which only a trial asks for, are not kept."""
         self._products: Products | None = None
@@ -115,14 +112,12 @@ class Stack:
 
     def of_each(self, found: Gradients, wanted: Sequence[bool]) -> list[torch.Tensor | None]:
         """The gradients of those parameters that are wanted, in the order of all; None for the others."""
-        of_each: list[torch.Tensor | None] = []
-        for parameter, (kind, number), is_wanted in zip(self.parameters, self.kinds, wanted, strict=True):
-            if is_wanted and kind == "lora_b":
-                of_each.append(found.lora_b[number].to(parameter.dtype))
-            elif is_wanted:
-                of_each.append(getattr(found, kind)[self.places[number][kind == "lora_a"]].to(parameter.dtype))
-            else:
-                of_each.append(None)
+        of_each: list[torch.Tensor | None] = [None] * len(wanted)
+        for index, is_wanted in enumerate(wanted):
+            if is_wanted:
+                kind, number = self.kinds[index]
+                grad, dtype = found[kind][number], self.parameters[index].dtype
+                of_each[index] = grad if grad.dtype == dtype else grad.to(dtype)
         return of_each
 
     def products(self, dtype: torch.dtype) -> Products:

@@ -1,4 +1,4 @@
-"""A block of Llama's make computed as one function has the numbers, and the draws, of the same kernels called by its modules: products of the
+"""A block of Llama's make computed by one kernel has the numbers, and the draws, of the same kernels called by its modules: products of the
 same bits, and sums in fp32 that may be in another order."""
 
 from __future__ import annotations

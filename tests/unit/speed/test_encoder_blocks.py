@@ -1,4 +1,4 @@
-"""A block computed as one function has the numbers, and the draws, of the same kernels called by its modules."""
+"""A block computed by one kernel has the numbers, and the draws, of the same kernels called by its modules."""
 
 from __future__ import annotations
 
