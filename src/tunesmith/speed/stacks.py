@@ -194,7 +194,8 @@ class Stack:
                     (place[:, : self.in_features] if name == "weight" else place).copy_(part)
                 row += len(part)
         if dtype == self.dtype:
-            self._made[name] = state, matrix
+            known[:] = state  # the list that copies have, too
+            self._made[name] = known, matrix
         return matrix
 
     def copies(self) -> list[Copy]:

@@ -127,3 +127,9 @@ def test_the_weights_in_bf16_are_written_too(tmp_path: Path) -> None:
         with torch.no_grad():
             stacks[0].layers[0].weight.mul_(2)  # by somebody else
         assert torch.equal(stacks[0].weight(torch.bfloat16)[: stacks[0].out_sizes[0]], stacks[0].layers[0].weight.bfloat16())
+        for layer in stacks[0].layers:
+            layer.weight.grad = torch.ones_like(layer.weight)
+        ours.step()
+        states, matrix = stacks[0]._made["weight"]
+        assert states == [(layer.weight.data_ptr(), layer.weight._version) for layer in stacks[0].layers]  # written, and known to be
+        assert torch.equal(matrix, torch.cat([layer.weight for layer in stacks[0].layers]).bfloat16())
