@@ -4,6 +4,7 @@
 // Sums, softmax and its gradient are fp32. A task is one head (of keys, in the gradient) of one sequence and shares nothing with others, so
 // the bits do not depend on the threads. Of a block of 32 queries, scores against all its keys are held in the cache, never in memory.
 #include "attention.h"
+#include "kernels.h"
 
 #include <atomic>
 #include <cstdlib>

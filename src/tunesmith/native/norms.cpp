@@ -1,7 +1,7 @@
 // LayerNorm (with the dropout and the residual that come before it) and RMSNorm, over the rows of [rows, width].
 #include <vector>
 
-#include "native.h"
+#include "kernels.h"
 
 constexpr int64_t BLOCK_ROWS = 32;  // rows whose share of a weight's gradient is added in one go, whatever the threads
 
