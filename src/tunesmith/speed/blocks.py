@@ -118,6 +118,7 @@ class Held:
         """That of a layout; a query sees keys from `left` before its own place to `right` after. With what its dropout draws."""
         read = layout.attended(causal=right == 0)
         sequences = read.longest_first()
+        assert read is layout or len(sequences) == len(layout.longest_first()), "tokens that see no keys"
         self.tensors += [layout.boundaries, read.boundaries, sequences]
         sizes = len(sequences), heads, kv_heads, width, left, right
         return Attention(*map(address, self.tensors[-3:]), *sizes, scale, p, draw_seed() if p else 0)

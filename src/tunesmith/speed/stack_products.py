@@ -69,6 +69,7 @@ class ByTorch:
             if seeds is None:
                 product(flat, self.below.t(), out=inner)
             else:
+                flat = flat.contiguous()  # once, not for each layer
                 inner.zero_()
                 for (layer, (_, between)), seed in zip(stack.placed_layers, seeds, strict=True):
                     product(_drop(layer, flat, seed), self.below[between].t(), out=inner[:, between])
@@ -101,7 +102,7 @@ class ByTorch:
             found["bias"] = grad.sum(0).split_with_sizes(stack.out_sizes)
         if needs & {"lora_a", "lora_b"}:
             inner, inner_grad = room[:, stack.in_features :], grad_room[:, stack.out_features :]
-            of_a, of_b = [], []
+            flat, of_a, of_b = flat if seeds is None else flat.contiguous(), [], []
             for (layer, (outputs, between)), seed in zip(stack.placed_layers, seeds or [None] * len(stack.layers), strict=True):
                 of_a.append(product(inner_grad[:, between].t(), _drop(layer, flat, seed), out_dtype=torch.float32).mul_(layer.scaling))
                 of_b.append(product(grad[:, outputs].t(), inner[:, between], out_dtype=torch.float32))
