@@ -32,7 +32,7 @@ from tiny_translations import write_pairs as write_translations
 from tunesmith import pipeline
 from tunesmith.runs.checkpoints import Checkpoints, is_whole, step_of
 from tunesmith.verbs import prove
-from two_processes import LOOK_SECONDS, kill_some, launched
+from two_processes import LOOK_SECONDS, forked, kill_some, launched
 
 
 @dataclass(frozen=True)
@@ -125,22 +125,16 @@ def fork(action: Callable[[], Any], log: Path) -> int:
         tqdm
     ):  # their own lock is shared by processes: one that is killed while it holds it blocks all that follow
         progress.set_lock(threading.RLock())
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
+
+    def logged() -> None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         # The fresh process of the proof costs seconds, and reads files only.
         prove.prove_model = lambda *arguments: {"proven": True, "problems": []}  # type: ignore[assignment]
         action()
-        code = 0
-    except BaseException as error:
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
-    finally:
-        os._exit(code)
+
+    return forked(logged)
 
 
 def ended(child: int, until: float) -> int | None:
@@ -211,7 +205,7 @@ def subject(name: str, places: dict[str, tuple[Path, Path]]) -> Subject:
     settings = [*scenario.settings, f"model={model}", *scenario.overrides]
     if scenario.processes == 1:
         return Subject(name, lambda run: go(data, settings, run))
-    return Subject(name, lambda run: launched(lambda: go(data, settings, run), run.parent / "agent"), kill=kill_some)
+    return Subject(name, lambda run: launched(lambda: go(data, settings, run)), kill=kill_some)
 
 
 def run_straight(of: Subject, folder: Path) -> float:
