@@ -80,18 +80,19 @@ template <> void backward_row<Gelu, bf16>(const bf16 *x, const bf16 *grad, bf16 
     for (int64_t i = 0; i < width; ++i) grad_x[i] = from_float<bf16>(to_float(grad[i]) * slopes[x[i].bits]);
 }
 
-// y, whose rows lie `stride` apart, from x [rows, width].
-template <typename Act, typename T> static void forward(const T *x, T *y, int64_t rows, int64_t width, int64_t stride) {
+// y from x [rows, width], whose rows lie so far apart.
+template <typename Act, typename T> static void forward(const T *x, T *y, int64_t rows, int64_t width, int64_t x_stride, int64_t y_stride) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) forward_row<Act>(x + row * width, y + row * stride, width);
+        for (int64_t row = begin; row < end; ++row) forward_row<Act>(x + row * x_stride, y + row * y_stride, width);
     });
 }
 
-// grad_x, whose rows lie `x_stride` apart, from x [rows, width] and the gradient of y, whose rows lie `stride` apart.
+// grad_x, which may be x itself, from x [rows, width] and the gradient of y, whose rows lie so far apart.
 template <typename Act, typename T>
-static void backward(const T *x, const T *grad, T *grad_x, int64_t rows, int64_t width, int64_t stride, int64_t x_stride) {
+static void backward(const T *x, const T *grad, T *grad_x, int64_t rows, int64_t width, int64_t x_stride, int64_t grad_stride, int64_t grad_x_stride) {
     parallel_rows(rows, width, [=](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) backward_row<Act>(x + row * width, grad + row * stride, grad_x + row * x_stride, width);
+        for (int64_t row = begin; row < end; ++row)
+            backward_row<Act>(x + row * x_stride, grad + row * grad_stride, grad_x + row * grad_x_stride, width);
     });
 }
 
@@ -108,7 +109,7 @@ static void times(const T *gate, const T *up, T *y, int64_t rows, int64_t width,
     });
 }
 
-// The gradients of a row of gate and up, and (`WITH_Y`) what `times` made of them, which may be written over `grad`.
+// The gradients of a row of gate and up, which may be written over these, and (`WITH_Y`) what `times` made of them, over `grad`.
 template <typename Act, bool WITH_Y, typename T>
 static INLINE void times_backward_row(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up, T *y, int64_t width) {
 #pragma omp simd
@@ -137,10 +138,12 @@ static void times_backward(const T *gate, const T *up, const T *grad, T *grad_ga
 }
 
 #define ACTIVATION(NAME, ACT, T)                                                                                                     \
-    extern "C" void NAME(const T *x, T *y, int64_t rows, int64_t width, int64_t stride) { forward<ACT>(x, y, rows, width, stride); } \
-    extern "C" void backward_##NAME(const T *x, const T *grad, T *grad_x, int64_t rows, int64_t width, int64_t stride,               \
-                                    int64_t x_stride) {                                                                              \
-        backward<ACT>(x, grad, grad_x, rows, width, stride, x_stride);                                                               \
+    extern "C" void NAME(const T *x, T *y, int64_t rows, int64_t width, int64_t x_stride, int64_t y_stride) {                        \
+        forward<ACT>(x, y, rows, width, x_stride, y_stride);                                                                         \
+    }                                                                                                                                \
+    extern "C" void backward_##NAME(const T *x, const T *grad, T *grad_x, int64_t rows, int64_t width, int64_t x_stride,             \
+                                    int64_t grad_stride, int64_t grad_x_stride) {                                                    \
+        backward<ACT>(x, grad, grad_x, rows, width, x_stride, grad_stride, grad_x_stride);                                           \
     }                                                                                                                                \
     extern "C" void times_##NAME(const T *gate, const T *up, T *y, int64_t rows, int64_t width, int64_t stride, int64_t y_stride) {  \
         times<ACT>(gate, up, y, rows, width, stride, y_stride);                                                                      \

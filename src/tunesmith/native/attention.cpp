@@ -141,6 +141,7 @@ template <typename T, typename Op> struct Forward {
 
 // ---- gradient ----
 
+// Gradients of queries, keys and values may be written over these: a task reads all of its head first.
 template <typename T, typename Op> struct Backward {
     const Problem &problem;
     Matrix<const T> q, k, v, out, grad;

@@ -41,21 +41,25 @@ struct DecoderPass {
     int64_t inner() const { return down.stack->in; }
 };
 
-// What linear layers without adapters read is made again where its gradient is read, and not kept.
+// What linear layers without adapters read is made again where its gradient is read, and not kept. Queries, keys, values, gates and what they are
+// multiplied with lie in the rooms of their gradients, which are written over them.
 struct Kept {
     bf16 *projected, *attended, *outputs, *middle_x, *gates, *activated;
     float *row_sums, *middle_rstd;
 
     Kept(const DecoderPass &pass, Arena &arena) {
         const int64_t rows = pass.rows;
-        projected = arena.take<bf16>(rows * pass.projections.stack->out);
+        projected = arena.take<bf16>(rows * pass.projections.stack->grad_room());
         attended = arena.take<bf16>(rows * pass.attended.stack->room());
         outputs = arena.take<bf16>(rows * pass.width());
         middle_x = pass.gates.stack->between ? arena.take<bf16>(rows * pass.gates.stack->room()) : nullptr;
-        gates = arena.take<bf16>(rows * pass.gates.stack->out);
+        gates = arena.take<bf16>(rows * pass.gates.stack->grad_room());
         activated = pass.down.stack->between ? arena.take<bf16>(rows * pass.down.stack->room()) : nullptr;
         row_sums = arena.take<float>(rows * pass.attention.heads * 2);
         middle_rstd = arena.take<float>(rows);
+    }
+    void split(const DecoderPass &pass, Rows (&parts)[3]) const {
+        pass.attention.split({projected, pass.projections.stack->grad_room()}, {}, parts);
     }
     Rows out(const DecoderPass &pass) const { return {attended, pass.attended.stack->room()}; }
 };
@@ -73,25 +77,24 @@ struct Forward {
 };
 
 struct Backward {
-    bf16 *of_down, *of_activated, *of_gates, *of_middle_x, *of_attended, *of_out, *of_projected, *of_x;  // of outputs: in their rooms
+    bf16 *of_down, *of_activated, *of_middle_x, *of_attended, *of_out, *of_x;  // of outputs: in their rooms
     float *of_middle;
 
     Backward(const DecoderPass &pass, Arena &arena) {
         const int64_t rows = pass.rows, width = pass.width();
         of_down = arena.take<bf16>(rows * pass.down.stack->grad_room());
         of_activated = arena.take<bf16>(rows * pass.inner());
-        of_gates = arena.take<bf16>(rows * pass.gates.stack->grad_room());
         of_middle_x = arena.take<bf16>(rows * width);
         of_middle = arena.take<float>(rows * width);
         of_attended = arena.take<bf16>(rows * pass.attended.stack->grad_room());
         of_out = arena.take<bf16>(rows * pass.attended.stack->in);
-        of_projected = arena.take<bf16>(rows * pass.projections.stack->grad_room());
-        of_x = arena.take<bf16>(rows * width);
+        of_x = of_middle_x;  // which nobody reads any more
     }
 };
 
-void rotate(const DecoderPass &pass, bf16 *rows, int64_t stride, bool back) {
+void rotate(const DecoderPass &pass, bf16 *rows, bool back) {
     const Attention &attention = pass.attention;
+    const int64_t stride = pass.projections.stack->grad_room();
     pass.rotate(rows, pass.cos, pass.sin, rows, 1, pass.rows, attention.heads + attention.kv_heads, attention.width, 0, stride, attention.width, stride, 0,
                 back);
 }
@@ -118,17 +121,18 @@ extern "C" void decoder_block_forward(const DecoderPass *given) {
     const Forward room(pass, kept, of_temporary);
     if (pass.makes_x)
         add_rms_norm_bf16(nullptr, pass.hidden, pass.first.weight, nullptr, pass.x, pass.projections.stack->room(), pass.rstd, rows, width, pass.first.eps);
-    pass.projections.multiply(pass.x, rows, kept.projected);
-    rotate(pass, kept.projected, pass.projections.stack->out, false);
+    const int64_t gates_stride = pass.gates.stack->grad_room();
+    pass.projections.multiply(pass.x, rows, kept.projected, pass.projections.stack->grad_room());
+    rotate(pass, kept.projected, false);
     Rows parts[3];
-    pass.attention.split({kept.projected, pass.projections.stack->out}, {}, parts);
+    kept.split(pass, parts);
     pass.attention.forward(parts, kept.out(pass), kept.row_sums);
-    pass.attended.multiply(kept.attended, rows, kept.outputs);
+    pass.attended.multiply(kept.attended, rows, kept.outputs, width);
     add_rms_norm_bf16(kept.outputs, pass.hidden, pass.middle.weight, room.middle, room.middle_x, pass.gates.stack->room(), kept.middle_rstd, rows,
                       width, pass.middle.eps);
-    pass.gates.multiply(room.middle_x, rows, kept.gates);
-    pass.times(kept.gates, kept.gates + inner, room.activated, rows, inner, 2 * inner, pass.down.stack->room());
-    pass.down.multiply(room.activated, rows, room.added);
+    pass.gates.multiply(room.middle_x, rows, kept.gates, gates_stride);
+    pass.times(kept.gates, kept.gates + inner, room.activated, rows, inner, gates_stride, pass.down.stack->room());
+    pass.down.multiply(room.activated, rows, room.added, width);
     if (pass.next_x)
         add_rms_norm_bf16(room.added, room.middle, pass.next.weight, pass.output, pass.next_x, pass.next_stride, pass.next_rstd, rows, width,
                           pass.next.eps);
@@ -147,28 +151,28 @@ extern "C" void decoder_block_backward(const DecoderPass *given) {
     round_rows(pass.grad, {room.of_down, pass.down.stack->grad_room()}, rows, width);
     pass.down.differentiate(room.of_down, rows, room.of_activated);
     bf16 *activated = place(pass.down, kept.activated, room.of_activated);
-    pass.times_backward(kept.gates, kept.gates + inner, room.of_activated, room.of_gates, room.of_gates + inner, activated, rows, inner, 2 * inner, inner,
-                        pass.gates.stack->grad_room(), inner);
+    bf16 *const of_gates = kept.gates, *const of_projected = kept.projected;
+    const int64_t gates_stride = pass.gates.stack->grad_room();
+    pass.times_backward(kept.gates, kept.gates + inner, room.of_activated, of_gates, of_gates + inner, activated, rows, inner, gates_stride, inner,
+                        gates_stride, inner);
     pass.down.of_parameters(kept.activated ? kept.activated : activated, room.of_down, rows);
-    pass.gates.differentiate(room.of_gates, rows, room.of_middle_x);
+    pass.gates.differentiate(of_gates, rows, room.of_middle_x);
     bf16 *middle_x = place(pass.gates, kept.middle_x, room.of_middle_x);
     add_rms_norm_backward_bf16(kept.outputs, pass.hidden, pass.middle.weight, kept.middle_rstd, room.of_middle_x, width, pass.grad, room.of_middle,
                                room.of_attended, pass.attended.stack->grad_room(), middle_x, width, pass.middle.of_weight, rows, width);
-    pass.gates.of_parameters(kept.middle_x ? kept.middle_x : middle_x, room.of_gates, rows);
+    pass.gates.of_parameters(kept.middle_x ? kept.middle_x : middle_x, of_gates, rows);
     pass.attended.differentiate(room.of_attended, rows, pass.needs_projections ? room.of_out : nullptr);
     pass.attended.of_parameters(kept.attended, room.of_attended, rows);
     if (!pass.needs_projections) return;
-    const int64_t stride = pass.projections.stack->grad_room();
-    Rows parts[3], of_parts[3];
-    pass.attention.split({kept.projected, pass.projections.stack->out}, {}, parts);
-    pass.attention.split({room.of_projected, stride}, {}, of_parts);
-    pass.attention.backward(parts, kept.out(pass), kept.row_sums, {room.of_out, pass.attended.stack->in}, of_parts);
-    rotate(pass, room.of_projected, stride, true);
-    pass.projections.differentiate(room.of_projected, rows, pass.needs_x ? room.of_x : nullptr);
+    Rows parts[3];
+    kept.split(pass, parts);
+    pass.attention.backward(parts, kept.out(pass), kept.row_sums, {room.of_out, pass.attended.stack->in}, parts);
+    rotate(pass, of_projected, true);
+    pass.projections.differentiate(of_projected, rows, pass.needs_x ? room.of_x : nullptr);
     bf16 *x = pass.needs_x ? place(pass.projections, pass.x, room.of_x) : nullptr;
     if (pass.needs_x)
         add_rms_norm_backward_bf16(nullptr, pass.hidden, pass.first.weight, pass.rstd, room.of_x, width, room.of_middle, pass.of_hidden, nullptr, 0, x,
                                    width, pass.first.of_weight, rows, width);
-    pass.projections.of_parameters(pass.x ? pass.x : x, room.of_projected, rows);
+    pass.projections.of_parameters(pass.x ? pass.x : x, of_projected, rows);
 }
 #endif

@@ -208,7 +208,7 @@ class _Activation(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.kernel, out = kernel, torch.empty_like(x)
         rows, width = rows_of(x)
-        call(f"{kernel}_{NAMES[x.dtype]}", x, out, rows, width, width)
+        call(f"{kernel}_{NAMES[x.dtype]}", x, out, rows, width, width, width)
         return out
 
     @staticmethod
@@ -217,7 +217,7 @@ class _Activation(torch.autograd.Function):
         (x,), grad = ctx.saved_tensors, grad.contiguous()
         grad_x, (rows, width) = torch.empty_like(x), rows_of(x)
         assert (grad.shape, grad.dtype) == (x.shape, x.dtype), (grad.shape, grad.dtype)
-        call(f"backward_{ctx.kernel}_{NAMES[x.dtype]}", x, grad, grad_x, rows, width, width, width)
+        call(f"backward_{ctx.kernel}_{NAMES[x.dtype]}", x, grad, grad_x, rows, width, width, width, width)
         return grad_x, None
 
 

@@ -90,7 +90,7 @@ extern "C" void stack_place_adapters(const Stack *stack, const float *const *ada
     }
 }
 
-void Linear::multiply(bf16 *room, int64_t rows, bf16 *outputs) const {
+void Linear::multiply(bf16 *room, int64_t rows, bf16 *outputs, int64_t outputs_stride) const {
     const int64_t stride = stack->room(), in = stack->in;
     if (stack->between) {
         clear_columns(room + in + stack->ranks(), stride, rows, stack->between - stack->ranks());
@@ -101,7 +101,8 @@ void Linear::multiply(bf16 *room, int64_t rows, bf16 *outputs) const {
     thread_local std::vector<float> bias;
     bias.assign(stack->bias ? stack->out : 0, 0);
     for (size_t i = 0; i < bias.size(); ++i) bias[i] = to_float(stack->bias[i]);
-    product(room, stack->weight, outputs, stack->bias ? bias.data() : nullptr, rows, stack->out, stride, stride, 1, 1, stride, stack->out, true, false);
+    product(room, stack->weight, outputs, stack->bias ? bias.data() : nullptr, rows, stack->out, stride, stride, 1, 1, stride, outputs_stride, true,
+            false);
 }
 
 void Linear::differentiate(bf16 *grad_room, int64_t rows, bf16 *of_input) const {
@@ -144,7 +145,9 @@ void Linear::of_parameters(const bf16 *room, const bf16 *grad_room, int64_t rows
     }
 }
 
-extern "C" void stack_multiply(const Linear *linear, bf16 *room, int64_t rows, bf16 *outputs) { linear->multiply(room, rows, outputs); }
+extern "C" void stack_multiply(const Linear *linear, bf16 *room, int64_t rows, bf16 *outputs) {
+    linear->multiply(room, rows, outputs, linear->stack->out);
+}
 extern "C" void stack_differentiate(const Linear *linear, bf16 *grad_room, int64_t rows, bf16 *of_input) {
     linear->differentiate(grad_room, rows, of_input);
 }

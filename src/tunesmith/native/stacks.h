@@ -42,8 +42,8 @@ struct Linear {
     Draws draws;
     Gradients gradients;
 
-    // y = [x, z] [W, B]' + bias, [rows, out], of x in its room, beside which z = x s A' is written.
-    void multiply(bf16 *room, int64_t rows, bf16 *outputs) const;
+    // y = [x, z] [W, B]' + bias, [rows, out], `stride` apart, of x in its room, beside which z = x s A' is written.
+    void multiply(bf16 *room, int64_t rows, bf16 *outputs, int64_t stride) const;
     // [g, g B] [W; s A], [rows, in], from g in its room, beside which g B is written; only that where `of_input` is null.
     void differentiate(bf16 *grad_room, int64_t rows, bf16 *of_input) const;
     // Those that have a place, from x and g in their rooms as the two above leave them; x is not read for a bias alone.

@@ -147,6 +147,11 @@ def room_for(kernel: str, of_pass: Struct) -> tuple[torch.Tensor, int, int]:
     return torch.empty(kept, dtype=torch.uint8), forward, backward
 
 
+def written_over(kept: torch.Tensor) -> torch.Tensor:
+    """What a pass kept, for its gradient to write over; a copy of it where the graph is kept for another backward pass."""
+    return kept.clone() if torch._C._autograd._get_current_graph_task_keep_graph() else kept
+
+
 def stack_of(stacks: dict[int, Stack], *modules: Any) -> Stack:
     """That of layers, and of no others."""
     stack = stacks.get(id(modules[0]))

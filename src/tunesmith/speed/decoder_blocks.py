@@ -32,6 +32,7 @@ from tunesmith.speed.blocks import (
     room_for,
     stack_of,
     why_not_whole,
+    written_over,
 )
 from tunesmith.speed.facts import Facts
 from tunesmith.speed.rotary import is_llama_like, window_of
@@ -165,7 +166,7 @@ class _Computed(torch.autograd.Function):
         (norm, middle_norm), *of_stacks = (ctx.needs_input_grad[6:][part] for part in block.places)
         of_pass.needs_x = needs_hidden or norm
         of_pass.needs_projections = of_pass.needs_x or any(of_stacks[0])
-        grad, temporary = grad.contiguous(), torch.empty(ctx.wanted, dtype=torch.uint8)
+        grad, kept, temporary = grad.contiguous(), written_over(kept), torch.empty(ctx.wanted, dtype=torch.uint8)
         of_hidden = torch.empty(hidden.shape) if of_pass.needs_x else None
         of_pass.kept, of_pass.temporary, of_pass.hidden, of_pass.x, of_pass.rstd = map(address, (kept, temporary, hidden, x, rstd))
         of_pass.cos, of_pass.sin, of_pass.grad, of_pass.of_hidden = map(address, (cos, sin, grad, of_hidden))

@@ -33,6 +33,7 @@ from tunesmith.speed.blocks import (
     room_for,
     stack_of,
     why_not_whole,
+    written_over,
 )
 from tunesmith.speed.facts import Facts
 from tunesmith.speed.kernels import draw_seed
@@ -198,7 +199,7 @@ class _Computed(torch.autograd.Function):
         (kept, x), block, of_pass = ctx.saved_tensors, ctx.block, EncoderPass.from_buffer_copy(ctx.of_pass)
         needs_hidden, needs_given, _, _, *flags = ctx.needs_input_grad
         *of_stacks, of_norms = (flags[part] for part in block.places)
-        grad, temporary = grad.contiguous(), torch.empty(ctx.wanted, dtype=torch.uint8)
+        grad, kept, temporary = grad.contiguous(), written_over(kept), torch.empty(ctx.wanted, dtype=torch.uint8)
         of_hidden = torch.empty(grad.shape)
         of_given = torch.empty(len(x), grad.shape[2], dtype=torch.bfloat16) if needs_given else None
         of_pass.kept, of_pass.temporary, of_pass.x = map(address, (kept, temporary, x))
