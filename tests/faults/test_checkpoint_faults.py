@@ -249,8 +249,12 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     event: str, step: int, name: str, tiny_bert: Path, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = getattr(signal, name)
-    with acting(monkeypatch, event, step, lambda: signal.raise_signal(number)), pytest.raises(tunesmith.RunError) as caught:
-        train(tiny_bert, tmp_path / "run")
+    before = signal.signal(number, signal.default_int_handler)  # whoever started the tests may ignore it (nohup), and so would the run
+    try:
+        with acting(monkeypatch, event, step, lambda: signal.raise_signal(number)), pytest.raises(tunesmith.RunError) as caught:
+            train(tiny_bert, tmp_path / "run")
+    finally:
+        signal.signal(number, before)
     assert caught.value.code == "run.interrupted"
     saved = whole_checkpoints(tmp_path / "run")[-1]
     assert f"{name} stopped the run after step {saved.rpartition('-')[2]}; {saved} was saved" in str(caught.value)
