@@ -92,11 +92,10 @@ struct Backward {
     }
 };
 
-void rotate(const DecoderPass &pass, bf16 *rows, bool back) {
+void rotate(const DecoderPass &pass, Rows queries, bool back) {
     const Attention &attention = pass.attention;
-    const int64_t stride = pass.projections.stack->grad_room();
-    pass.rotate(rows, pass.cos, pass.sin, rows, 1, pass.rows, attention.heads + attention.kv_heads, attention.width, 0, stride, attention.width, stride, 0,
-                back);
+    pass.rotate(queries.data, pass.cos, pass.sin, queries.data, 1, pass.rows, attention.heads + attention.kv_heads, attention.width, 0, queries.stride,
+                attention.width, queries.stride, 0, back);
 }
 
 }  // namespace
@@ -123,9 +122,9 @@ extern "C" void decoder_block_forward(const DecoderPass *given) {
         add_rms_norm_bf16(nullptr, pass.hidden, pass.first.weight, nullptr, pass.x, pass.projections.stack->room(), pass.rstd, rows, width, pass.first.eps);
     const int64_t gates_stride = pass.gates.stack->grad_room();
     pass.projections.multiply(pass.x, rows, kept.projected, pass.projections.stack->grad_room());
-    rotate(pass, kept.projected, false);
     Rows parts[3];
     kept.split(pass, parts);
+    rotate(pass, parts[0], false);
     pass.attention.forward(parts, kept.out(pass), kept.row_sums);
     pass.attended.multiply(kept.attended, rows, kept.outputs, width);
     add_rms_norm_bf16(kept.outputs, pass.hidden, pass.middle.weight, room.middle, room.middle_x, pass.gates.stack->room(), kept.middle_rstd, rows,
@@ -167,7 +166,7 @@ extern "C" void decoder_block_backward(const DecoderPass *given) {
     Rows parts[3];
     kept.split(pass, parts);
     pass.attention.backward(parts, kept.out(pass), kept.row_sums, {room.of_out, pass.attended.stack->in}, parts);
-    rotate(pass, of_projected, true);
+    rotate(pass, parts[0], true);
     pass.projections.differentiate(of_projected, rows, pass.needs_x ? room.of_x : nullptr);
     bf16 *x = pass.needs_x ? place(pass.projections, pass.x, room.of_x) : nullptr;
     if (pass.needs_x)

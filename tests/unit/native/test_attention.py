@@ -11,15 +11,16 @@ TOKENS, HEADS, KV_HEADS = sum(LENGTHS), 6, 3
 
 
 def run(
-    d: int, dtype: torch.dtype, dropout: float = 0.0, sequences: tuple[int, ...] = (3, 1, 4, 0, 2), **ranges: int
+    d: int, dtype: torch.dtype, dropout: float = 0.0, sequences: tuple[int, ...] = (3, 1, 4, 0, 2), over: bool = False, **ranges: int
 ) -> list[torch.Tensor]:
-    """The output, and the gradients in one matrix of all heads, in which they lie as q, k and v do; -7 where nothing was written."""
+    """The output, and the gradients in one matrix of all heads, in which they lie as q, k and v do (with `over` in that of q, k and v itself);
+    -7 where nothing was written."""
     generator = torch.Generator().manual_seed(d)
     boundaries = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     shape = Shape(boundaries, boundaries, ranges.get("left", 2**30), ranges.get("right", 2**30), d**-0.5, dropout, seed=5)
     sizes = [HEADS, KV_HEADS, KV_HEADS]
     matrix = torch.randn(TOKENS, HEADS + 2 * KV_HEADS, d + 3, generator=generator).to(dtype)[..., :d]
-    grads = torch.full((TOKENS, HEADS + 2 * KV_HEADS, d), -7.0, dtype=dtype)
+    grads = matrix if over else torch.full((TOKENS, HEADS + 2 * KV_HEADS, d), -7.0, dtype=dtype)
     out = torch.full((TOKENS, HEADS, d), -7.0, dtype=dtype)
     upstream = torch.randn(HEADS, TOKENS, d, generator=generator).to(dtype).transpose(0, 1)
     row_sums = torch.zeros(TOKENS, HEADS, 2)
@@ -44,6 +45,13 @@ def by_hand(d: int, dtype: torch.dtype, left: int, right: int) -> list[torch.Ten
     out.backward(upstream)
     assert matrix.grad is not None
     return [out.detach(), matrix.grad]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("d", [32, 80])
+def test_gradients_may_be_written_over_what_they_are_of(d: int, dtype: torch.dtype) -> None:
+    apart, over = (run(d, dtype, dropout=0.1, right=0, over=over) for over in (False, True))
+    assert all(map(torch.equal, apart, over))
 
 
 @pytest.mark.parametrize("d", [1, 7, 16, 32, 64, 80, 96, 128])
