@@ -1,4 +1,5 @@
-"""What the machine could do at best: the operations that a step of a work needs, and the rate of bf16 matrix products at its shapes.
+"""What the machine could do at best: the operations that a step of a work needs, and the rate of matrix products at its shapes, in bf16
+where that is faster.
 
     python -m bench.limit FOLDER_OF_A_PREPARED_WORK     prints both as JSON
 
@@ -77,22 +78,22 @@ def necessary_operations(shapes: Shapes, settings: dict[str, Any], rows: list[di
     return float(operations)
 
 
-def gemm_gflops(shapes: Shapes, tokens: int, with_weight_gradients: bool, backward: bool) -> float:
-    """GFLOP/s of bf16 products over all of a step's per-token layers, each the median of repeats, weighted by its time."""
+def gemm_gflops(shapes: Shapes, tokens: int, with_weight_gradients: bool, backward: bool, dtype: torch.dtype) -> float:
+    """GFLOP/s of products over all of a step's per-token layers, each the median of repeats, weighted by its time."""
     seconds = operations = 0.0
     for (inputs, outputs), count in shapes.per_token.items():
         products = [(tokens, inputs, outputs)]
         products += [(tokens, outputs, inputs)] if backward else []
         products += [(outputs, tokens, inputs)] if with_weight_gradients else []
         for rows, inner, columns in products:
-            seconds += count * _median_seconds(rows, inner, columns)
+            seconds += count * _median_seconds(rows, inner, columns, dtype)
             operations += count * 2.0 * rows * inner * columns
     return float(operations / seconds / 1e9)
 
 
-def _median_seconds(rows: int, inner: int, columns: int) -> float:
-    left, right = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
-    out = torch.empty(rows, columns, dtype=torch.bfloat16)
+def _median_seconds(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float:
+    left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+    out = torch.empty(rows, columns, dtype=dtype)
     times = []
     for _ in range(REPEATS + 3):
         start = time.perf_counter()
@@ -108,11 +109,11 @@ def measure(folder: Path) -> dict[str, float]:
     auto = transformers.AutoModelForCausalLM if settings["per_token"] else transformers.AutoModelForSequenceClassification
     shapes = shapes_of(auto.from_pretrained(folder / "model", dtype=torch.float32), settings["per_token"])
     tokens = round(sum(len(row["input_ids"]) for row in rows) / settings["steps"])
-    is_trained = settings["kind"] == "train"
+    is_trained, dtype = settings["kind"] == "train", torch.bfloat16 if settings["bf16"] else torch.float32
     return {
         "operations": necessary_operations(shapes, settings, rows),
         "tokens_per_step": tokens,
-        "gflops": gemm_gflops(shapes, tokens, is_trained and not settings["lora"], is_trained),
+        "gflops": gemm_gflops(shapes, tokens, is_trained and not settings["lora"], is_trained, dtype),
     }
 
 

@@ -42,6 +42,7 @@ def prepare_work(work: Work, data: Path, steps: int, folder: Path) -> dict[str, 
         "name": work.name, "kind": work.kind, "per_token": work.per_token, "steps": steps, "batch_size": work.batch_size,
         "micro_batches": work.micro_batches, "learning_rate": work.spec["train"]["learning_rate"], "seed": prepared.spec.train.seed,
         "pad_token_id": prepared.tokenizer.pad_token_id, "max_length": section.max_length, "lora": _lora(prepared),
+        "bf16": prepared.spec.train.precision == "bf16",
         "trainable": sum(parameter.numel() for parameter in prepared.model.parameters() if parameter.requires_grad),
         "sentence_transformer": str(prepared.files.path),
     }  # fmt: skip

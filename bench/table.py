@@ -29,8 +29,8 @@ def _work_lines(work: Result, results: list[Result]) -> list[str]:
     busy = max((result.get("other_processes_percent", 0) for result in results), default=0)
     lines = [
         f"## {work['work']}", "", f"{work['summary']}: {work['steps']} steps of {work['batch_size']} rows, {work['tokens_per_step']:,} tokens a step; "
-        f"{work['operations'] / work['steps'] / 1e9:,.0f} GFLOP a step are necessary, and bf16 products at these shapes run at {work['gflops']:,.0f} "
-        f"GFLOP/s ({unit}; other processes used up to {busy:.0f}% of the machine).", "",
+        f"{work['operations'] / work['steps'] / 1e9:,.0f} GFLOP a step are necessary, and {'bf16' if work['bf16'] else 'fp32'} products at these "
+        f"shapes run at {work['gflops']:,.0f} GFLOP/s ({unit}; other processes used up to {busy:.0f}% of the machine).", "",
         "| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|",
     ]  # fmt: skip
     own = {result["repeat"]: result for result in results if result["peer"] == "tunesmith" and "error" not in result}

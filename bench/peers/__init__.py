@@ -71,17 +71,18 @@ PEERS = {
         Peer("tunesmith", "tunesmith_run", "shipped", "as it ships", lambda work: True),
         Peer("trainer-shipped", "trainer", "shipped", "transformers.Trainer, default arguments: fp32", lambda work: work.kind != "predict"),
         Peer(
-            "trainer-tuned", "trainer", "tuned", "bf16 autocast, fused AdamW, rows grouped by length, glibc keeps memory",
+            "trainer-tuned", "trainer", "tuned", "bf16 autocast where that is faster, fused AdamW, rows grouped by length, glibc keeps memory",
             lambda work: work.kind != "predict", KEEP_MEMORY,
         ),
         Peer("pytorch-shipped", "pytorch", "shipped", "a plain loop: fp32", trains),
         Peer(
-            "pytorch-tuned", "pytorch", "tuned", "bf16 autocast, fused AdamW, each step sorted by length and cut, glibc keeps memory", trains, KEEP_MEMORY
+            "pytorch-tuned", "pytorch", "tuned", "bf16 autocast where that is faster, fused AdamW, each step sorted by length and cut, glibc keeps memory",
+            trains, KEEP_MEMORY,
         ),
         Peer("pytorch-compiled", "pytorch", "compiled", "pytorch-tuned with torch.compile(dynamic=True)", trains, KEEP_MEMORY, by_default=False),
         Peer("trl-shipped", "trl_sft", "shipped", "SFTTrainer, default arguments: bf16, gradient checkpointing", writes, venv="trl"),
         Peer(
-            "trl-tuned", "trl_sft", "tuned", "no checkpointing, padding_free for chats, glibc keeps memory",
+            "trl-tuned", "trl_sft", "tuned", "bf16 where that is faster, no checkpointing, padding_free for chats, glibc keeps memory",
             writes, KEEP_MEMORY, "trl",
         ),
         Peer(
@@ -89,17 +90,26 @@ PEERS = {
             KEEP_MEMORY, "trl",
         ),
         Peer("llamafactory-shipped", "llama_factory", "shipped", "run_exp, default arguments: fp32, gradient checkpointing", writes, venv="llamafactory"),
-        Peer("llamafactory-tuned", "llama_factory", "tuned", "bf16, no checkpointing, glibc keeps memory", writes, KEEP_MEMORY, "llamafactory"),
+        Peer(
+            "llamafactory-tuned", "llama_factory", "tuned", "bf16 where that is faster, no checkpointing, glibc keeps memory",
+            writes, KEEP_MEMORY, "llamafactory",
+        ),
         Peer("litgpt-shipped", "lit_gpt", "shipped", "its LoRA, default arguments: bf16 mixed precision, a row at a time", adapts_smollm2, venv="litgpt"),
         Peer(
-            "litgpt-tuned", "lit_gpt", "tuned", "its LoRA, bf16 weights, fused AdamW, each step sorted by length and cut, glibc keeps memory",
+            "litgpt-tuned", "lit_gpt", "tuned", "its LoRA, weights in bf16 where that is faster, fused AdamW, each step sorted by length and cut, glibc keeps memory",
             adapts_smollm2, KEEP_MEMORY, "litgpt",
         ),
         Peer("sentence-transformers-shipped", "features", "shipped", "encode() and LogisticRegression", probes),
-        Peer("sentence-transformers-tuned", "features", "tuned", "encode() in bf16 and LogisticRegression, glibc keeps memory", probes, KEEP_MEMORY),
+        Peer(
+            "sentence-transformers-tuned", "features", "tuned", "encode() in bf16 where that is faster and LogisticRegression, glibc keeps memory",
+            probes, KEEP_MEMORY,
+        ),
         Peer("setfit", "features", "setfit", "SetFit's train_classifier", probes, venv="setfit"),
         Peer("pipeline-shipped", "pipeline", "shipped", "transformers.pipeline, a row at a time, fp32", predicts),
-        Peer("pipeline-tuned", "pipeline", "tuned", "the same in batches sorted by length, bf16, glibc keeps memory", predicts, KEEP_MEMORY),
+        Peer(
+            "pipeline-tuned", "pipeline", "tuned", "the same in batches sorted by length, bf16 where that is faster, glibc keeps memory",
+            predicts, KEEP_MEMORY,
+        ),
     )
 }  # fmt: skip
 

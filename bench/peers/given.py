@@ -26,7 +26,8 @@ class Given:
     """A folder that is gone after the run."""
     out: Path
     settings: dict[str, Any]
-    """work.json: name, kind, steps, batch_size, learning_rate, seed, lora, per_token, pad_token_id, max_length, micro_batches, ..."""
+    """work.json: name, kind, steps, batch_size, learning_rate, seed, lora, per_token, pad_token_id, max_length, micro_batches, bf16
+    (whether products in bf16 are faster than in fp32 on this machine), ..."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -103,14 +104,14 @@ def num_trainable(model: Any) -> int:
 
 
 def evaluate(model: Any, given: Given) -> dict[str, float]:
-    """Accuracy of classes, or the mean loss of a trained token, on the held rows; bf16 autocast for everyone."""
+    """Accuracy of classes, or the mean loss of a trained token, on the held rows; where bf16 is faster, in autocast, for everyone."""
     import torch
 
     rows = sorted(given.rows("held"), key=lambda row: -len(row["input_ids"]))
     size = 2 if given.per_token else 32
     right = total = loss = 0.0
     model.eval()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=given.bf16):
         for start in range(0, len(rows), size):
             batch = collate(rows[start : start + size], given.pad_token_id)
             labels = batch.pop("labels")

@@ -1,5 +1,5 @@
 """LitGPT's own LoRA model and the training step of its `finetune_lora`, on tokens that are given: as it ships (bf16 mixed precision, one
-row at a time), and tuned (weights in bf16, each step sorted by length and cut as in the tuned PyTorch loop, fused AdamW)."""
+row at a time), and tuned (weights in bf16 where that is faster, each step sorted by length and cut as in the tuned PyTorch loop, fused AdamW)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def main() -> None:
     given, record = read_request(), Record()
     rows = given.rows()
     folder = converted(given)
-    precision = "bf16-true" if given.is_tuned else get_default_supported_precision(training=True)
+    tuned = "bf16-true" if given.bf16 else "32-true"
+    precision = tuned if given.is_tuned else get_default_supported_precision(training=True)
     fabric = lightning.Fabric(accelerator="cpu", devices=1, precision=precision)
     fabric.launch()
     fabric.seed_everything(given.seed)

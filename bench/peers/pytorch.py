@@ -1,9 +1,9 @@
-"""A loop in plain PyTorch: as first written (fp32, padded to the longest of a batch), and tuned (bf16 autocast, each step's rows sorted
-by length and cut into micro-batches that are weighted to the same gradient, frozen weights held in bf16, fused AdamW)."""
+"""A loop in plain PyTorch: as first written (fp32, padded to the longest of a batch), and tuned (bf16 where that is faster, autocast
+with frozen weights held in it, each step's rows sorted by length and cut into micro-batches that are weighted to the same gradient,
+fused AdamW)."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def main() -> None:
     rows = given.rows()
     model: Any = load_model(given)
     record.trainable = num_trainable(model)
-    if given.is_tuned and given.lora:
+    if given.is_tuned and given.bf16 and given.lora:
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
@@ -53,7 +53,7 @@ def main() -> None:
         batch = rows[start : start + given.batch_size]
         whole, total = weight(batch), 0.0
         for part in micro_batches(batch, given):
-            with torch.autocast("cpu", torch.bfloat16) if given.is_tuned else nullcontext():
+            with torch.autocast("cpu", torch.bfloat16, enabled=given.is_tuned and given.bf16):
                 loss = computed(**collate(part, given.pad_token_id)).loss * (weight(part) / whole)
             loss.backward()
             total += float(loss.detach())

@@ -1,4 +1,5 @@
-"""transformers.Trainer: as it ships (fp32, padded to the longest of a batch), and tuned (bf16 autocast, rows grouped by length)."""
+"""transformers.Trainer: as it ships (fp32, padded to the longest of a batch), and tuned (bf16 autocast where that is faster, rows grouped by
+length)."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def main() -> None:
     rows = given.rows()
     model = load_model(given)
     record.trainable = num_trainable(model)
-    tuned = {"bf16": True, "optim": "adamw_torch_fused"} if given.is_tuned else {}
+    tuned = {"bf16": given.bf16, "optim": "adamw_torch_fused"} if given.is_tuned else {}
     grouped = given.is_tuned and len({len(row["input_ids"]) for row in rows}) > 1
     if grouped:
         record.notes.append("rows grouped by length: the same samples, in other batches")

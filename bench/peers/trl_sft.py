@@ -20,7 +20,7 @@ def settings_of(given: Given, rows: list[Row], record: Record) -> dict[str, Any]
     """What differs between the variants."""
     if not given.is_tuned:
         return {}
-    tuned: dict[str, Any] = {"gradient_checkpointing": False}
+    tuned: dict[str, Any] = {"gradient_checkpointing": False, "bf16": given.bf16}
     if given.variant == "packed":
         blocks = -(-sum(len(row["input_ids"]) for row in rows) // given.max_length)
         accumulated = max(round(blocks / given.steps / PACKED_BATCH_SIZE), 1)

@@ -13,7 +13,7 @@ from bench.processes import run_watched
 from bench.table import markdown, ratios_of
 from bench.works import WORKS
 
-SETTINGS = {"name": "w", "kind": "train", "steps": 5, "batch_size": 4, "trainable": 10}
+SETTINGS = {"name": "w", "kind": "train", "steps": 5, "batch_size": 4, "trainable": 10, "bf16": False}
 LIMIT = {"operations": 5e9, "tokens_per_step": 100, "gflops": 10.0}
 
 
@@ -76,6 +76,7 @@ def test_the_table_shows_ratios_and_failures() -> None:
     text = markdown(
         [machine, {"work": "w", "summary": "a work", **SETTINGS, **LIMIT}], results, dict.fromkeys(PEERS, "how"), {"other": "no GPU"}
     )
+    assert "and fp32 products at these shapes run at 10 GFLOP/s" in text
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "2.00 (2.00 to 2.00)" in lines["trainer-shipped"]
     assert "0.500 (0.500 to 0.500)" in lines["tunesmith"]

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from bench.limit import Shapes, gemm_gflops, necessary_operations, shapes_of
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
@@ -62,5 +63,6 @@ def test_a_decoder_attends_backwards_and_scores_trained_tokens() -> None:
     assert necessary_operations(shapes, settings(), ROWS) == 6 * 384 * 30 + 12 * 24 * (55 + 210) + 6 * 160 * 23
 
 
-def test_products_have_a_rate() -> None:
-    assert gemm_gflops(SHAPES, 8, with_weight_gradients=True, backward=True) > 0
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_have_a_rate(dtype: torch.dtype) -> None:
+    assert gemm_gflops(SHAPES, 8, with_weight_gradients=True, backward=True, dtype=dtype) > 0
