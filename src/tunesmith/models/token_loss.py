@@ -66,6 +66,8 @@ class Head:
 
 _CASTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _HEADS: WeakKeyDictionary[torch.nn.Module, Head | None] = WeakKeyDictionary()
+_CHOSEN: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
+"""Of a head, the positions that it reads in the pass under way."""
 
 
 def score_tokens(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor, shifted: bool = True) -> TokenScores:
@@ -109,6 +111,11 @@ def logits_at(model: Any, inputs: dict[str, torch.Tensor], chosen: torch.Tensor)
         model(**inputs).logits[chosen].float() if head is None else head.logits(_hidden_states(model, head, inputs, chosen))
     )
     return logits
+
+
+def chosen_of(head: torch.nn.Module) -> torch.Tensor | None:
+    """The positions [rows, tokens] whose hidden states the head reads in the pass under way; None: all, as far as is known."""
+    return _CHOSEN.get(head)
 
 
 def _head_of(model: Any) -> Head | None:
@@ -193,9 +200,11 @@ def _hidden_states(model: Any, head: Head, inputs: dict[str, torch.Tensor], chos
     handles = [head.module.register_forward_pre_hook(catch), head.module.register_forward_hook(leave, always_call=True)]
     if head.body is not None:
         handles.append(head.body.register_forward_hook(choose))
+    _CHOSEN[head.module] = chosen
     try:
         model(**inputs)
     finally:
+        del _CHOSEN[head.module]
         for handle in handles:
             handle.remove()
     return caught[0][chosen] if head.body is None else caught[0][0]

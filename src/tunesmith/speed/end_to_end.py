@@ -55,7 +55,9 @@ class Layout:
     laid_out: bool = False
     """Whether the pass under way is one."""
     read: torch.Tensor | None = None
-    """Which tokens the last block was given, [rows] places; None: all."""
+    """Which tokens the last block was given, their places; None: all."""
+    num_read: int = 0
+    """How many of these are read."""
     given: torch.Tensor | None = None
     """What the last block would have been given, [1, tokens, hidden], where it is given fewer tokens."""
     whole: list[torch.Tensor] = field(default_factory=list)
@@ -120,7 +122,7 @@ class Layout:
     def unpack(self, hidden: torch.Tensor) -> torch.Tensor:
         """[1, all tokens, hidden] back in the places of the padded batch; padding is 0."""
         assert self.index is not None
-        places = self.index[: self.num_tokens] if self.read is None else self.index[self.read[: self.shape[0]]]
+        places = self.index[: self.num_tokens] if self.read is None else self.index[self.read[: self.num_read]]
         padded = hidden.new_zeros(self.shape[0] * self.shape[1], hidden.shape[2])
         padded = padded.index_copy(0, places, hidden[0, : len(places)])
         return padded.view(*self.shape, -1)

@@ -1,4 +1,4 @@
-"""The last block computes what is read: the first token of each row, and all tokens where a head reads them."""
+"""The last block computes what is read: the first token of each row, the words that are filled in, and all tokens where a head reads them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import tiny_models
+from tunesmith.models.token_loss import logits_at, score_tokens
 from tunesmith.speed.choose import accelerated, choose
 from tunesmith.speed.facts import Facts
 
@@ -28,8 +29,8 @@ def _batch() -> dict[str, torch.Tensor]:
     return {"input_ids": torch.arange(5, 5 + mask.numel()).view(mask.shape) * mask, "attention_mask": mask}
 
 
-def _rows_seen(model: Any) -> dict[str, int]:
-    """How many vectors the layers of the last block are given."""
+def _rows_seen(model: Any, labels: torch.Tensor | None = None) -> dict[str, int]:
+    """How many vectors the layers of the last block are given, where tokens are scored or rows."""
     seen: dict[str, int] = {}
     block = model.base_model.encoder.layer[-1]
     handles = [
@@ -37,7 +38,7 @@ def _rows_seen(model: Any) -> dict[str, int]:
         for name, module in block.named_modules()
         if isinstance(module, torch.nn.Linear)
     ]
-    model(**_batch())
+    model(**_batch()) if labels is None else score_tokens(model, _batch(), labels, shifted=False)
     for handle in handles:
         handle.remove()
     return seen
@@ -65,8 +66,59 @@ def test_every_token_where_the_head_reads_every_token(task: str, tmp_path: Path)
     assert _why(_model(tmp_path, task)) == "more than the first token of each row is read"
 
 
-def test_a_model_of_words_reads_every_token(tmp_path: Path) -> None:
-    assert _why(_model(tmp_path, "AutoModelForMaskedLM")) == "a head of words reads every token"
+LABELS = torch.tensor([[-100, 3, -100, 5, -100, -100, 7, -100, -100], [9, *[-100] * 8], [-100] * 9])
+"""Three words of the first row, the first of the second, and none of the third."""
+
+
+def test_of_words_those_that_are_scored(tmp_path: Path) -> None:
+    model = _model(tmp_path, "AutoModelForMaskedLM").eval()
+    with accelerated(Facts(model, bf16=False), NAMES):
+        some, every = _rows_seen(model, LABELS), _rows_seen(model)
+    narrow = "attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"
+    # and the first of two rows, and of what fills all tokens up to a multiple of 32
+    assert {some[name] for name in narrow} == {int((LABELS >= 0).sum()) + 3}
+    assert {every[name] for name in narrow} == {sum(LENGTHS) + 1}
+    assert {seen[f"attention.self.{name}"] for seen in (some, every) for name in ("key", "value")} == {32}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("labels", [LABELS, torch.full_like(LABELS, -100)], ids=["some", "none"])
+def test_words_are_learnt_the_same(kind: str, labels: torch.Tensor, tmp_path: Path) -> None:
+    tiny_models.save_tiny(kind, tmp_path, "AutoModelForMaskedLM")
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        scores = score_tokens(model, _batch(), labels, shifted=False)
+        scores.loss.backward()
+        found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        return {**found, "losses": scores.losses, "logits": logits_at(model, _batch(), labels >= 0).detach()}
+
+    expected = gradients()
+    assert _why(model) == "the last block computes queries, and what comes after attention, of the tokens that are read"
+    with accelerated(Facts(model, bf16=False), NAMES):
+        found = gradients()
+    assert found.keys() == expected.keys()
+    largest = max([float(value.abs().max()) for value in expected.values() if value.numel()])
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-5 * largest), name
+
+
+def test_a_head_of_words_that_reads_beside_them_reads_every_token(tmp_path: Path) -> None:
+    model = _model(tmp_path, "AutoModelForMaskedLM")
+    plain = model.bert.forward
+
+    def mixed(*arguments: Any, **named: Any) -> Any:
+        output = plain(*arguments, **named)
+        output["last_hidden_state"] = output["last_hidden_state"].roll(1, 1)
+        return output
+
+    model.bert.forward = mixed
+    assert _why(model) == "its head is not known to read each token by itself"
+
+
+def test_a_model_that_writes_reads_every_token() -> None:
+    assert _why(tiny_models.tiny_decoder("llama", 64)) == "its tokens see those before them alone"
 
 
 def test_a_mean_of_tokens_reads_every_token(tmp_path: Path) -> None:
