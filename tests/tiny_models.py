@@ -127,13 +127,13 @@ LANGUAGE_MODELS: dict[str, Callable[[int], Any]] = {
 WITHOUT_TOKEN_TYPES = ("distilbert", "roberta", "xlm-roberta", "modernbert", "deberta-v2")
 
 
-def tiny_decoder(kind: str, vocab_size: int = 64, **more: Any) -> Any:
+def tiny_decoder(kind: str, vocab_size: int = 64, seed: int = 0, **more: Any) -> Any:
     """A random causal language model of that kind, in fp32 and without dropout, with weights of a usual size."""
     config = LANGUAGE_MODELS[kind](vocab_size)
     for name, value in more.items():
         setattr(config, name, value)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -164,7 +164,8 @@ def adapted(model: Any, **settings: Any) -> Any:
     import peft
 
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", **settings))
+    generator = torch.Generator().manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     return adapted.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import transformers
 import tiny_models
 from tunesmith.methods.freeze import FREEZE, FreezeSpec
 from tunesmith.models.load import LoadedModel
+from tunesmith.native.products import has_products
 from tunesmith.registry import ACCELERATIONS
 from tunesmith.speed.choose import accelerated, choose
 from tunesmith.speed.facts import Facts
@@ -123,7 +125,8 @@ def test_each_alone(name: str, tmp_path: Path) -> None:
     decoders = [tiny_models.tiny_decoder("llama", VOCABULARY, tie_word_embeddings=tied) for tied in (False, True)]
     models = [classifier("bert", tmp_path), *(without_dropout(decoder).train() for decoder in decoders)]
     used = [assert_same(model, others, bf16=name.endswith("_blocks")) for model in models]
-    assert name in ("dropout", "frozen_weights", "frozen_features") or needed in map(set, used)
+    unseen = name in ("dropout", "frozen_weights", "frozen_features") or (name.endswith("_blocks") and not has_products())
+    assert unseen or needed in map(set, used)
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])
@@ -161,17 +164,21 @@ def test_dropout_of_adapters_is_the_same_forward_and_backward() -> None:
 @pytest.mark.parametrize("make", [lambda model: model, tiny_models.adapted], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
 def test_bf16_is_no_further_from_fp32(kind: str, make: Callable[[Any], Any]) -> None:
-    model = make(without_dropout(tiny_models.tiny_decoder(kind, VOCABULARY))).train()
-    exact, plain = gradients(model), gradients(model, bf16=True)
-    facts = facts_of(model, bf16=True)
-    names, _ = choose(facts, [])
-    with accelerated(facts, names):
-        found = whole(gradients(model, bf16=True), exact)
+    """On average: of one model either may be twice as far, by luck."""
 
-    def error(of: dict[str, torch.Tensor]) -> float:
+    def error(of: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
         return float(sum(((of[name] - gradient) / gradient.abs().max()).pow(2).mean() for name, gradient in exact.items()) ** 0.5)
 
-    assert error(found) < 1.25 * error(plain)
+    ratios = []
+    for seed in range(16):
+        model = make(without_dropout(tiny_models.tiny_decoder(kind, VOCABULARY, seed))).train()
+        exact, plain = gradients(model), gradients(model, bf16=True)
+        facts = facts_of(model, bf16=True)
+        names, _ = choose(facts, [])
+        with accelerated(facts, names):
+            found = whole(gradients(model, bf16=True), exact)
+        ratios.append(error(found, exact) / error(plain, exact))
+    assert statistics.geometric_mean(ratios) < 1.25, ratios
 
 
 def test_a_changed_weight_is_seen(tmp_path: Path) -> None:
