@@ -21,7 +21,7 @@ from tunesmith.speed.kernels import draw_seed
 from tunesmith.speed.stack_products import Gradients, Products, Seeds, products_of
 
 PARAMETERS = ("weight", "bias", "lora_a", "lora_b")
-WIDTH_MULTIPLE = 32
+LINE_BYTES = 64
 STACKS: WeakKeyDictionary[torch.nn.Module, list[Stack]] = WeakKeyDictionary()
 """Those that a model is computed by now."""
 
@@ -77,8 +77,9 @@ class Stack:
         self.out_sizes = [layer.weight.shape[0] for layer in layers]
         self.out_features = sum(self.out_sizes)
         self.ranks = [0 if layer.lora_a is None else layer.lora_a.shape[0] for layer in layers]
-        self.between = -(-sum(self.ranks) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        """Columns of what the adapters' A make of an input, and of zeros: rows of a length that the kernel can read where they lie."""
+        line = LINE_BYTES // dtype.itemsize
+        self.between = -(-sum(self.ranks) // line) * line
+        """Columns of what the adapters' A make of an input, and of zeros: rows of a length that kernels can read where they lie."""
         self.placed_layers = list(zip(layers, zip(_slices(self.out_sizes), _slices(self.ranks), strict=True), strict=True))
         """Each with its columns of the outputs, and of what is between."""
         self._made: dict[str, tuple[list[tuple[int, int]], torch.Tensor]] = {}
