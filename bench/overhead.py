@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,13 @@ def measure(model: str, steps: int, repeats: int) -> dict[str, Any]:
             def fresh(prepared: Any = prepared) -> Any:
                 return load_model(prepared.files.path, prepared.task, prepared.task.head(prepared.spec.task), 0).model
 
-            ends = {
-                "engine": engine_ends(prepared, folder / f"run-{repeat}"),
-                "trainer": trainer_ends(fresh(), rows, pad_token_id, steps, folder / f"trainer-{repeat}"),
-                "bare": bare_ends(fresh(), rows, pad_token_id, steps),
+            ways = {
+                "engine": partial(engine_ends, prepared, folder / f"run-{repeat}"),
+                "trainer": partial(trainer_ends, fresh(), rows, pad_token_id, steps, folder / f"trainer-{repeat}"),
+                "bare": partial(bare_ends, fresh(), rows, pad_token_id, steps),
             }
-            turns.append({name: statistics.median(step_milliseconds(found)) for name, found in ends.items()})
+            order = [list(ways)[(repeat + place) % len(ways)] for place in range(len(ways))]  # nobody is always the first
+            turns.append({name: statistics.median(step_milliseconds(ways[name]())) for name in order})
     ratios = {name: [turn[name] / turn["bare"] for turn in turns] for name in ("engine", "trainer")}
     return {"model": model, "ratios": ratios, "turns": turns}
 
