@@ -13,7 +13,7 @@ from tunesmith.engines.arguments import check_extra
 from tunesmith.errors import InputError, Problem, collected, did_you_mean
 from tunesmith.models.load import reads_any_length
 from tunesmith.registry import METHODS, TASKS, Decision
-from tunesmith.runs.environment import bf16_speedup, total_memory_bytes
+from tunesmith.runs.environment import bf16_speedup
 from tunesmith.runs.processes import compute_device
 from tunesmith.spec import RunSpec, Section, TrainSpec
 
@@ -22,9 +22,7 @@ LONG_QUANTILE = 0.99
 LENGTHS = ("max_length", "max_source_length", "max_target_length")
 """Settings of tasks that say the most tokens of a text."""
 FEWEST_NEW_TOKENS = 8
-TOKENS_PER_MICRO_BATCH, WITH_LITTLE_MEMORY = 4096, 2048
-LITTLE_MEMORY = 15_000_000_000
-"""Bytes: below it fewer tokens are computed at a time, which takes a few percent longer."""
+TOKENS_PER_MICRO_BATCH = 2048
 LOGS_PER_RUN = 50
 FEWEST_SPEEDUP = 1.2
 READ_AS_FOUND = ("data.format", "data.delimiter", "data.header", "data.quoting", "data.encoding")
@@ -154,7 +152,7 @@ def decide_training(spec: RunSpec, num_rows: int, has_validation: bool) -> list[
         if getattr(train, field) == "auto":
             decisions.append(Decision(f"train.{field}", value, because))
 
-    take("max_tokens_per_micro_batch", *_tokens_per_micro_batch())
+    take("max_tokens_per_micro_batch", TOKENS_PER_MICRO_BATCH, "large enough for fast matrix products, small enough for memory")
     if train.precision == "auto":
         decisions.append(_decide_precision())
     if method.engine == "closed_form":
@@ -217,14 +215,6 @@ def _decide_closed_form(spec: RunSpec, has_validation: bool) -> list[Decision]:
         how, because = ("validation", "") if has_validation else ("cross_validation", "there is no validation set; ")
         decisions.append(Decision("method.l2", how, f"{because}the best by train.metric_for_best_model is taken"))
     return decisions
-
-
-def _tokens_per_micro_batch() -> tuple[int, str]:
-    """How many, and why."""
-    memory = total_memory_bytes()
-    if compute_device().type == "cpu" and memory >= LITTLE_MEMORY:
-        return TOKENS_PER_MICRO_BATCH, f"large enough for fast matrix products; the machine has {memory / 1e9:.0f} GB"
-    return WITH_LITTLE_MEMORY, "large enough for fast matrix products, small enough for little memory"
 
 
 def _decide_precision() -> Decision:

@@ -157,8 +157,7 @@ class TrainSpec(Section):
     gradient_accumulation_steps: PositiveInt = 1
     """Batches summed before a step, weighted by examples."""
     max_tokens_per_micro_batch: PositiveInt | Auto = "auto"
-    """Upper bound on padded tokens in one forward pass; lower it to save memory, the result stays the same. `auto` is 4096, or 2048 where
-    the machine has less than 15 GB or a GPU computes."""
+    """Upper bound on padded tokens in one forward pass; lower it to save memory, the result stays the same."""
     pack: bool = False
     """Lay the examples of a micro-batch end to end, none of them seeing another, rather than pad them to one length."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -55,17 +55,6 @@ def test_autos_are_found_with_their_dotted_names() -> None:
     assert "train.epochs" not in autos(spec_of())
 
 
-@pytest.mark.parametrize(("gigabytes", "tokens"), [(8, 2048), (14.9, 2048), (16.3, 4096)])
-def test_a_machine_with_little_memory_computes_fewer_tokens_at_a_time(
-    gigabytes: float, tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tunesmith.resolve.total_memory_bytes", lambda: int(gigabytes * 1e9))
-    spec, because = decided(spec_of())
-    assert spec.train.max_tokens_per_micro_batch == tokens
-    assert ("the machine has 16 GB" in because["train.max_tokens_per_micro_batch"]) == (tokens == 4096)
-    assert decided(spec_of(max_tokens_per_micro_batch=100))[0].train.max_tokens_per_micro_batch == 100
-
-
 def test_what_is_left_undecided_is_said() -> None:
     with pytest.raises(AssertionError, match="undecided") as caught:
         Resolved(spec_of()).assert_decided()
