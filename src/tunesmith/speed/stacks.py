@@ -22,6 +22,7 @@ from tunesmith.speed.stack_products import Gradients, Products, Seeds, products_
 
 PARAMETERS = ("weight", "bias", "lora_a", "lora_b")
 LINE_BYTES = 64
+"""Of the cache."""
 STACKS: WeakKeyDictionary[torch.nn.Module, list[Stack]] = WeakKeyDictionary()
 """Those that a model is computed by now."""
 
