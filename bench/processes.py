@@ -36,7 +36,8 @@ def run_watched(command: list[str], environment: dict[str, str], folder: Path, t
     """Runs a command in a folder, its output in `log`; after the timeout it is ended."""
     watched = Watched()
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env={**os.environ, **environment})
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}  # what is written last then stands last
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=environment)
         done = threading.Event()
         sampler = threading.Thread(target=_sample, args=(process.pid, watched.memory, done))
         sampler.start()

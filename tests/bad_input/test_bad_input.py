@@ -92,6 +92,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setattr("tunesmith.resolve.bf16_speedup", lambda: 1.0)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of a plugin
     return folder
 
 
