@@ -21,7 +21,7 @@ def by_hand(given: Given) -> tuple[Fit, Predict]:
     from sentence_transformers import SentenceTransformer
     from sklearn.linear_model import LogisticRegression
 
-    settings: dict[str, Any] = {"model_kwargs": {"dtype": torch.bfloat16}} if given.is_tuned and given.bf16 else {}
+    settings: dict[str, Any] = {"model_kwargs": {"dtype": torch.bfloat16}} if given.is_tuned_to_bf16 else {}
     encoder = SentenceTransformer(given.sentence_transformer, device="cpu", **settings)
     head = LogisticRegression(max_iter=1000)
     return lambda texts, labels: head.fit(encoder.encode(texts), labels), lambda texts: head.predict(encoder.encode(texts))

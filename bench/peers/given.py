@@ -45,6 +45,11 @@ class Given:
         """Whether to run at the peer's best."""
         return self.variant != "shipped"
 
+    @property
+    def is_tuned_to_bf16(self) -> bool:
+        """Whether its best is in bf16."""
+        return self.is_tuned and bool(self.bf16)
+
     def rows(self, name: str = "rows") -> list[Row]:
         """The rows of training (`rows`), a step after the other, or of evaluation (`held`)."""
         return [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_text().splitlines()]

@@ -18,7 +18,7 @@ def main() -> None:
     rows = given.rows("rows_texts")
     texts = [row["text"] for row in rows]
     settings: dict[str, Any] = {"batch_size": given.batch_size} if given.is_tuned else {}
-    if given.is_tuned and given.bf16:
+    if given.is_tuned_to_bf16:
         settings["dtype"] = torch.bfloat16
     classify = transformers.pipeline("text-classification", str(given.folder / "run" / "model"), device="cpu", **settings)
     classify(texts[: given.batch_size])

@@ -38,7 +38,7 @@ def main() -> None:
     rows = given.rows()
     model: Any = load_model(given)
     record.trainable = num_trainable(model)
-    if given.is_tuned and given.bf16 and given.lora:
+    if given.is_tuned_to_bf16 and given.lora:
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
@@ -53,7 +53,7 @@ def main() -> None:
         batch = rows[start : start + given.batch_size]
         whole, total = weight(batch), 0.0
         for part in micro_batches(batch, given):
-            with torch.autocast("cpu", torch.bfloat16, enabled=given.is_tuned and given.bf16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=given.is_tuned_to_bf16):
                 loss = computed(**collate(part, given.pad_token_id)).loss * (weight(part) / whole)
             loss.backward()
             total += float(loss.detach())

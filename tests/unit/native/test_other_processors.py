@@ -31,15 +31,15 @@ class Processor:
     """What the processor that runs the tests must have itself."""
     has: str
     """What `WHAT_IT_HAS` prints."""
-    not_told: str = ""
-    """A test that asks the processor instead of the library."""
+    options: tuple[str, ...] = ()
+    """Of pytest."""
 
 
 TILES = Processor(
     f"-D__AMX_BF16__ -include {shlex.quote(str(Path(__file__).with_name('emulated_tiles.h')))}",
     "avx512_bf16",
     "None True True",
-    "tests/unit/native/test_products.py::test_tiles_are_what_the_processor_says_it_has",
+    ("--deselect", "tests/unit/native/test_products.py::test_tiles_are_what_the_processor_says_it_has"),
 )
 PROCESSORS = {
     "tile registers": TILES,
@@ -47,15 +47,20 @@ PROCESSORS = {
     "AVX2": Processor("-march=haswell", "avx2", "None False False"),
     "SSE2": Processor("-march=x86-64", "sse2", "None False False"),
 }
+FLAGS = Path("/proc/cpuinfo").read_text().split() if library.library() is not None else []
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(library.library() is None, reason="nothing compiles here")
-@pytest.mark.parametrize("name", PROCESSORS)
-def test_kernels_of_another_processor(name: str, tmp_path: Path) -> None:
-    processor = PROCESSORS[name]
-    if processor.needs not in Path("/proc/cpuinfo").read_text().split():
-        pytest.skip(f"the processor has no {processor.needs}")
+@pytest.mark.parametrize(
+    "processor",
+    [
+        pytest.param(
+            processor, id=name, marks=pytest.mark.skipif(processor.needs not in FLAGS, reason=f"it takes {processor.needs}, and a compiler")
+        )
+        for name, processor in PROCESSORS.items()
+    ],
+)
+def test_kernels_of_another_processor(processor: Processor, tmp_path: Path) -> None:
     compiler = tmp_path / "compiler"
     compiler.write_text(f'#!/bin/sh\nexec {shlex.quote(library._compiler())} "$@" {processor.flags}\n')
     compiler.chmod(0o755)
@@ -67,14 +72,4 @@ def test_kernels_of_another_processor(name: str, tmp_path: Path) -> None:
         return done.stdout
 
     assert python("-c", WHAT_IT_HAS).strip().endswith(processor.has)
-    python(
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow",
-        *TESTS,
-        *(["--deselect", processor.not_told] if processor.not_told else []),
-    )
+    python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *processor.options, *TESTS)
