@@ -32,8 +32,9 @@ def parser() -> argparse.ArgumentParser:
     overhead.add_argument("--repeats", type=int, default=5)
     growth = commands.add_parser("growth", help="tokens a second and memory as rows and lengths grow")
     growth.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
-    growth.add_argument("--lengths", type=int, nargs="+", default=[64, 256, 1024, 2048])
-    growth.add_argument("--steps", type=int, default=50)
+    growth.add_argument("--lengths", type=int, nargs="*", default=[64, 256, 1024, 2048])
+    growth.add_argument("--steps", type=int, default=300, help="or as many as an epoch has")
+    growth.add_argument("--repeats", type=int, default=3, help="turns")
     for command in (overhead, growth):
         command.add_argument("--out", type=Path, default=None, help="a file for the figures as JSON")
     return top

@@ -1,13 +1,15 @@
 """Tokens a second and memory as the data grows: more rows, then longer ones, with a model so small that handling the data shows.
 
-Each size is a process of its own: `tunesmith.train` on synthetic rows, a fixed number of steps. Preparing (reading, checking, encoding)
-is timed apart from training, without the cache.
+Each run is a process of its own: `tunesmith.train` on synthetic rows, a fixed number of steps. Sizes take turns, so that a machine that
+changes changes for all. Preparing (reading, checking, encoding) is timed apart from training, without the cache.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -23,6 +25,8 @@ WORDS_OF_ROWS = 16
 BATCH_SIZE = 32
 SPECIAL_TOKENS = 5
 """[CLS], [SEP] and the three words that number a row."""
+WINDOW = 9
+"""Steps that are timed together: the log tells milliseconds, and a step may take four."""
 
 
 def child(folder: Path, steps: int) -> dict[str, Any]:
@@ -42,11 +46,9 @@ def child(folder: Path, steps: int) -> dict[str, Any]:
     events = run.directory.events()
     started = next(event["time"] for event in events if event["event"] == "start")
     ends = [event["time"] for event in events if event["event"] == "log" and "loss" in event]
-    return {
-        "prepare_seconds": started - began,
-        "step_seconds": (ends[-1] - ends[WARM_UP_STEPS - 1]) / (len(ends) - WARM_UP_STEPS),
-        "trained": ends[-1],
-    }
+    marks = ends[WARM_UP_STEPS - 1 :: WINDOW]
+    windows = [(after - before) / WINDOW for before, after in itertools.pairwise(marks)]
+    return {"prepare_seconds": started - began, "step_seconds": statistics.median(windows), "trained": ends[-1]}
 
 
 def measure(num_rows: int, num_tokens: int, steps: int) -> dict[str, Any]:
@@ -72,21 +74,30 @@ def measure(num_rows: int, num_tokens: int, steps: int) -> dict[str, Any]:
 def main(arguments: Any) -> None:
     """`python -m bench growth`."""
     sizes = [(rows, WORDS_OF_ROWS) for rows in arguments.rows] + [(ROWS_OF_LENGTHS, length) for length in arguments.lengths]
+    turns: list[list[dict[str, Any]]] = [[] for _ in sizes]
+    for repeat in range(arguments.repeats):
+        for size, found in zip(sizes, turns, strict=True):
+            num_rows, num_tokens = size
+            found.append(measure(num_rows, num_tokens, min(arguments.steps, num_rows // BATCH_SIZE)))
+            shown = found[-1].get("error") or f"{found[-1]['step_seconds'] * 1e3:.2f} ms a step"
+            print(f"{num_rows:,} rows of up to {num_tokens:,} tokens  {repeat + 1}/{arguments.repeats}  {shown}", flush=True)
     print("| rows | tokens at most | file, MB | rows prepared/s | ms a step | tokens/s | peak MB |\n|---|---|---|---|---|---|---|")
-    found = []
-    for num_rows, num_tokens in sizes:
-        one = measure(num_rows, num_tokens, min(arguments.steps, num_rows // BATCH_SIZE))
-        found.append(one)
-        start = f"| {num_rows:,} | {num_tokens:,} | {one['megabytes']:.1f} |"
-        if "error" in one:
-            print(f"{start} failed: {one['error']} | | | |", flush=True)
-            continue
-        print(
-            f"{start} {one['rows_prepared_per_second']:,.0f} | {one['step_seconds'] * 1e3:.1f} | {one['tokens_per_second']:,.0f} | {one['peak_mb']:,.0f} |",
-            flush=True,
-        )
+    for found in turns:
+        print(f"| {' | '.join(cells_of(found))} |")
     if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=2))
+        arguments.out.write_text(json.dumps(turns, indent=2))
+
+
+def cells_of(turns: list[dict[str, Any]]) -> list[str]:
+    """A size's row of the table: the median over turns, and the range of a step's time."""
+    size = [f"{turns[0]['rows']:,}", f"{turns[0]['tokens']:,}", f"{turns[0]['megabytes']:.1f}"]
+    errors = [turn["error"] for turn in turns if "error" in turn]
+    if errors:
+        return [*size, f"failed: {errors[0]}", "", "", ""]
+    middle = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+    times = [turn["step_seconds"] * 1e3 for turn in turns]
+    span = f"{middle['step_seconds'] * 1e3:.2f} ({min(times):.2f} to {max(times):.2f})"
+    return [*size, f"{middle['rows_prepared_per_second']:,.0f}", span, f"{middle['tokens_per_second']:,.0f}", f"{middle['peak_mb']:,.0f}"]
 
 
 if __name__ == "__main__":
