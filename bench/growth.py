@@ -46,9 +46,14 @@ def child(folder: Path, steps: int) -> dict[str, Any]:
     events = run.directory.events()
     started = next(event["time"] for event in events if event["event"] == "start")
     ends = [event["time"] for event in events if event["event"] == "log" and "loss" in event]
-    marks = ends[WARM_UP_STEPS - 1 :: WINDOW]
-    windows = [(after - before) / WINDOW for before, after in itertools.pairwise(marks)]
-    return {"prepare_seconds": started - began, "step_seconds": statistics.median(windows), "trained": ends[-1]}
+    return {"prepare_seconds": started - began, "step_seconds": step_seconds(ends), "trained": ends[-1]}
+
+
+def step_seconds(ends: list[float]) -> float:
+    """Seconds a step after the first few: the median over windows, or the mean where there are too few steps for one."""
+    size = min(WINDOW, len(ends) - WARM_UP_STEPS)
+    marks = ends[WARM_UP_STEPS - 1 :: size]
+    return statistics.median((after - before) / size for before, after in itertools.pairwise(marks))
 
 
 def measure(num_rows: int, num_tokens: int, steps: int) -> dict[str, Any]:
